@@ -1,0 +1,148 @@
+"""The U-Net generator of Pix2Pix (Isola et al., 2017, section 3.2.1 and appendix 6.1.1)."""
+
+import torch
+from torch import Tensor, nn
+
+NORMS: dict[str, type[nn.Module]] = {
+    "instance": nn.InstanceNorm2d,
+    "batch": nn.BatchNorm2d,
+    "none": nn.Identity,
+}
+
+
+def norm_layer(norm: str, channels: int) -> nn.Module:
+    """Return the normalisation layer called ``norm`` for a map of ``channels`` channels.
+
+    Instance norm learns a scale and a shift, as batch norm does: at batch size 1 the two then
+    compute the same function.
+
+    Args:
+        norm: "instance", "batch" or "none".
+        channels: Channels of the map to be normalised.
+    """
+    return nn.Identity() if norm == "none" else NORMS[norm](channels, affine=True)
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw the weights as the paper does (appendix 6.2), from torch's global generator.
+
+    Convolutions get N(0, 0.02), norm scales N(1, 0.02), all biases zero.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.InstanceNorm2d | nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Down(nn.Sequential):
+    """One encoder block: (N, c_in, H, W) to (N, c_out, H/2, W/2)."""
+
+    def __init__(
+        self, c_in: int, c_out: int, *, norm: str, bias: bool, activate: bool = True
+    ) -> None:
+        super().__init__(
+            nn.LeakyReLU(0.2) if activate else nn.Identity(),
+            nn.Conv2d(c_in, c_out, kernel_size=4, stride=2, padding=1, bias=bias),
+            norm_layer(norm, c_out),
+        )
+
+
+class Up(nn.Sequential):
+    """One decoder block: (N, c_in, H, W) to (N, c_out, 2H, 2W)."""
+
+    def __init__(self, c_in: int, c_out: int, *, norm: str, dropout: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            # A norm subtracts the mean, so a bias before it would have no effect.
+            nn.ConvTranspose2d(
+                c_in, c_out, kernel_size=4, stride=2, padding=1, bias=norm == "none"
+            ),
+            norm_layer(norm, c_out),
+            nn.Dropout(0.5) if dropout else nn.Identity(),
+        )
+
+
+class Generator(nn.Module):
+    """U-Net: an encoder down to 1x1, a mirrored decoder, and skip connections between them.
+
+    At 256 px the encoder is C64-C128-C256-C512-C512-C512-C512-C512; each halving of the crop
+    drops, each doubling adds one C512 (a 32 px crop: C64-C128-C256-C512-C512).
+
+    Args:
+        input_nc: Channels of the input picture.
+        output_nc: Channels of the output picture.
+        crop_size: Side of the training pictures, a power of two from 32 to 1024. It sets the
+            depth, log2(crop_size), so that the bottleneck is 1x1.
+        ngf: Channels of the outermost encoder layer.
+        norm: "instance", "batch" or "none".
+        dropout: Dropout of 0.5 in the first three decoder blocks, the paper's only noise z.
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        *,
+        crop_size: int = 256,
+        ngf: int = 64,
+        norm: str = "instance",
+        dropout: bool = True,
+    ) -> None:
+        super().__init__()
+        depth = crop_size.bit_length() - 1
+        widths = [ngf * min(2**level, 8) for level in range(depth)]
+
+        self.encoder = nn.ModuleList()
+        for level, width in enumerate(widths):
+            outermost, innermost = level == 0, level == depth - 1
+            # One pixel has no statistics: a norm would map the 1x1 bottleneck to zero.
+            normed = norm != "none" and not (outermost or innermost)
+            self.encoder.append(
+                Down(
+                    input_nc if outermost else widths[level - 1],
+                    width,
+                    norm=norm if normed else "none",
+                    # The authors' network with batch norm has no encoder bias at all.
+                    bias=not normed and norm != "batch",
+                    activate=not outermost,
+                )
+            )
+
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(1, depth)):
+            innermost = level == depth - 1
+            self.decoder.append(
+                Up(
+                    # A skip connection doubles what comes from below, but for the bottleneck.
+                    widths[level] * (1 if innermost else 2),
+                    widths[level - 1],
+                    norm=norm,
+                    dropout=dropout and level > depth - 4,
+                )
+            )
+        self.decoder.append(Up(widths[0] * 2, output_nc, norm="none", dropout=False))
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate pictures.
+
+        Args:
+            x: (N, input_nc, H, W) in [-1, 1]; H and W multiples of crop_size's power of two,
+                2^depth (any such size, square or not).
+
+        Returns:
+            (N, output_nc, H, W) in [-1, 1].
+        """
+        skips: list[Tensor] = []
+        for down in self.encoder:
+            x = down(x)  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ... (N, 512, 1, 1) at H = 256
+            skips.append(x)
+        x = self.decoder[0](skips.pop())  # (N, 512, 2, 2)
+        for up in list(self.decoder)[1:]:
+            x = up(torch.cat([skips.pop(), x], dim=1))  # (N, 512, 4, 4), ... (N, 3, H, W)
+        return torch.tanh(x)

@@ -1,0 +1,239 @@
+"""Decode every pair once: a file that workers and later runs share through memory mapping."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from layouts import Pair
+from pictures import BadPictures, Header, PictureError, Recipe, read_header, read_pair, shape_of
+
+FORMAT = 1  # to be raised when the bytes of a file change for the same pairs and recipe
+MAGIC = b"\nPAIRS\r\n"
+CHUNK = 64  # pairs decoded ahead of the one being written
+STALE_S = 3600  # a file under construction is left alone while it was written to so lately
+
+
+class PairCache:
+    """The arrays of all pairs, end to end in one file, followed by their index.
+
+    If they would take more than the limit, the file holds the index alone, which spares later
+    runs the checks, and a pair is decoded whenever it is read.
+
+    Args:
+        pairs: The pairs.
+        recipe: What to make of them.
+        folder: Where the file is or will be.
+        limit_gb: Gigabytes (1e9 bytes) that the arrays may take.
+
+    Attributes:
+        sizes: Original (height, width) of one half, per pair.
+        notes: Remarks for the user, one line each.
+
+    Raises:
+        BadPictures: Naming every pair that cannot be used.
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(
+        self, pairs: tuple[Pair, ...], recipe: Recipe, *, folder: Path, limit_gb: float
+    ) -> None:
+        self.pairs, self.recipe = pairs, recipe
+        self.path = folder.absolute() / f"{_fingerprint(pairs, recipe)}.pairs"
+        index = _read_index(self.path)
+        if index is None or not (index["stored"] or index["n_bytes"] > limit_gb * 1e9):
+            index = self._build(limit_gb * 1e9)
+        self.sizes = [(height, width) for height, width in index["sizes"]]
+        self.dtype = np.dtype(index["dtype"])
+        self.stored: bool = index["stored"]
+        self.shapes = [tuple(shape) for shape in index["shapes"]]
+        self.offsets = _offsets(self.shapes, self.dtype)
+        self._bytes: np.ndarray | None = None
+        self.notes = (
+            []
+            if self.stored
+            else [
+                f"the cache would need {index['n_bytes'] / 1e9:.1f} GB, over cache_limit_gb "
+                f"{limit_gb:g}: pictures are decoded on the fly"
+            ]
+        )
+
+    def read(self, index: int) -> np.ndarray:
+        """Return a pair as an array (height, width, channels) that must not be written to.
+
+        Raises:
+            BadPictures: If the pair is decoded now and its file has vanished or changed.
+        """
+        if not self.stored:
+            pair = self.pairs[index]
+            try:
+                return read_pair(pair, self.recipe, self.dtype)
+            except PictureError as error:
+                raise BadPictures.of({pair: str(error)}, len(self.pairs)) from error
+        if self._bytes is None:
+            self._bytes = np.asarray(np.memmap(self.path, mode="r"))
+        array = self._bytes[self.offsets[index] : self.offsets[index + 1]]
+        return array.view(self.dtype).reshape(self.shapes[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the mapping out: pickled it would be copied, a worker opens the file itself."""
+        return {**self.__dict__, "_bytes": None}
+
+    def _build(self, limit: float) -> dict[str, Any]:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            headers = list(_in_order(pool, read_header, self.pairs, "checking pictures"))
+            good = [header for header in headers if isinstance(header, Header)]
+            dtype = np.dtype(np.uint16 if any(h.deep for h in good) else np.uint8)
+            shapes = [shape_of(self.recipe) for _ in good]
+            n_bytes = _offsets(shapes, dtype)[-1]
+            index = {
+                "dtype": dtype.name,
+                "shapes": shapes,
+                "sizes": [(h.height, h.width) for h in good],
+                "n_bytes": n_bytes,
+                "stored": n_bytes <= limit,
+            }
+            with _whole_file(self.path, n_bytes if index["stored"] else 0) as file:
+                self._write(file, pool, headers, index)
+        return index
+
+    def _write(
+        self,
+        file: BinaryIO,
+        pool: ThreadPoolExecutor,
+        headers: list[Header | PictureError],
+        index: dict[str, Any],
+    ) -> None:
+        bad = {
+            p: str(h)
+            for p, h in zip(self.pairs, headers, strict=True)
+            if isinstance(h, PictureError)
+        }
+        good = [pair for pair in self.pairs if pair not in bad]
+
+        def decode(pair: Pair) -> np.ndarray:
+            return read_pair(pair, self.recipe, np.dtype(index["dtype"]))
+
+        for pair, array in zip(
+            good, _in_order(pool, decode, good, "decoding pictures"), strict=True
+        ):
+            if isinstance(array, PictureError):
+                bad[pair] = str(array)
+            elif index["stored"] and not bad:
+                file.write(array.data)
+        if bad:
+            raise BadPictures.of({p: bad[p] for p in self.pairs if p in bad}, len(self.pairs))
+        tail = json.dumps(index).encode()
+        file.write(tail + len(tail).to_bytes(8, "little") + MAGIC)
+
+
+def _fingerprint(pairs: Sequence[Pair], recipe: Recipe) -> str:
+    """Hash everything that the bytes of the file follow from."""
+    files = [file for pair in pairs for file in (pair.a, pair.b) if file]
+    facts = {"format": FORMAT, "recipe": asdict(recipe), "files": [_facts(f) for f in files]}
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+
+
+def _facts(file: Path) -> tuple[str, int, int]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return str(file.absolute()), -1, -1  # reading its header will say what is wrong
+    return str(file.absolute()), stat.st_size, stat.st_mtime_ns
+
+
+def _offsets(shapes: Sequence[Sequence[int]], dtype: np.dtype) -> list[int]:
+    """Return where each array begins in the file, and last where the arrays end, in bytes."""
+    return [0, *accumulate(int(np.prod(shape)) * dtype.itemsize for shape in shapes)]
+
+
+def _read_index(path: Path) -> dict[str, Any] | None:
+    """Return the index of a cache file, or None if the file is missing or not whole."""
+    foot = 8 + len(MAGIC)
+    try:
+        with path.open("rb") as file:
+            n_total = file.seek(0, os.SEEK_END)
+            file.seek(max(0, n_total - foot))
+            n_tail, magic = int.from_bytes(file.read(8), "little"), file.read()
+            if magic != MAGIC or n_tail > n_total - foot:
+                return None
+            file.seek(n_total - foot - n_tail)
+            index = json.loads(file.read(n_tail))
+    except (OSError, ValueError):
+        return None
+    n_bytes = index["n_bytes"] if index["stored"] else 0
+    return index if n_bytes + n_tail + foot == n_total else None
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, read: Callable[[Pair], Any], pairs: Sequence[Pair], title: str
+) -> Iterator[Any]:
+    """Yield what ``read`` makes of each pair, or its PictureError, with a progress bar."""
+
+    def attempt(pair: Pair) -> Any:
+        try:
+            return read(pair)
+        except PictureError as error:
+            return error
+
+    with tqdm(total=len(pairs), desc=title, unit="pair", leave=False) as bar:
+        for start in range(0, len(pairs), CHUNK):
+            for result in pool.map(attempt, pairs[start : start + CHUNK]):
+                yield result
+                bar.update()
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path, n_bytes: int) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name when it is whole, or not at all."""
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path.parent)
+        free = shutil.disk_usage(path.parent).free
+        if n_bytes > free:
+            raise OSError(f"it needs {n_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+        handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
+        part = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(part, path)
+    except OSError as error:
+        raise OSError(
+            f"the picture cache {path.parent} cannot be written: {error.strerror or error}. Free "
+            f"some space, choose another cache_dir, or set cache_limit_gb to 0 to keep decoded "
+            f"pictures nowhere"
+        ) from error
+    finally:
+        if part:
+            part.unlink(missing_ok=True)
+
+
+def _publish(part: Path, path: Path) -> None:
+    try:
+        part.replace(path)
+    except PermissionError:
+        # Windows: another run has finished the same file first and holds it open.
+        if _read_index(path) is None:
+            raise
+
+
+def _remove_stale(folder: Path) -> None:
+    for part in folder.glob("*.part"):
+        with contextlib.suppress(OSError):  # another run may remove it first
+            if time.time() - part.stat().st_mtime > STALE_S:
+                part.unlink()

@@ -1,0 +1,307 @@
+"""Every setting of a training run: edit a default below, or type its flag at ``train.py``."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import PurePath
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
+
+# The paper (section 3.3, appendix 6.2), with the epochs of the authors' PyTorch port.
+PAPER: dict[str, Any] = {
+    "direction": "AtoB",
+    "load_size": 286,
+    "crop_size": 256,
+    "batch_size": 1,
+    "flip": True,
+    "n_epochs": 100,
+    "n_epochs_decay": 100,
+}
+
+# What the recipe of a data set changes in that. The paper's shorter trainings do not decay.
+_EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4},
+    "facades": {"direction": "BtoA"},
+    "maps": {},
+    "cityscapes": {"direction": "BtoA"},
+    "edges2shoes": _EDGES,
+    "edges2handbags": _EDGES,
+    "night2day": {"batch_size": 4, "n_epochs": 17, "n_epochs_decay": 0},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one training run.
+
+    A setting that is None follows the recipe of the data set: its row in PRESETS, else the paper.
+
+    Raises:
+        ValueError: A value, or a pair of values, that cannot work.
+    """
+
+    # --- The data ---
+    dataset: str = "towns"
+    """Folder of side-by-side pairs, or a name in PRESETS (towns is drawn on the spot)."""
+    name: str = ""
+    """Name of the run, for its folders of results; empty: the data set's folder name."""
+    train_dir: str = ""
+    """Folder of training pairs, where it is not called train; needs val_dir as well."""
+    val_dir: str = ""
+    """Folder of validation pairs, where it is not called val or test; needs train_dir as well."""
+    val_fraction: float = 0.1
+    """Share of the pairs kept for validation, where the folder has no split of its own."""
+    direction: Literal["AtoB", "BtoA"] | None = None
+    """AtoB turns the left halves into the right ones, BtoA the right into the left."""
+    load_size: int | None = None
+    """Side in pixels to which the halves are resized before the random crop (jitter)."""
+    crop_size: int | None = None
+    """Side in pixels of the training pictures: a power of two from 32 to 1024."""
+    flip: bool | None = None
+    """Mirror half of the pairs, left to right, at random."""
+    input_nc: int = 3
+    """Channels of the input pictures: 1 (grey) or 3 (colour)."""
+    output_nc: int = 3
+    """Channels of the output pictures: 1 (grey) or 3 (colour)."""
+    cache_limit_gb: float = 16.0
+    """Largest cache of decoded pictures, in GB under data/.cache; above it, each is decoded anew."""
+
+    # --- The networks ---
+    ngf: int = 64
+    """Channels of the generator's outermost layer."""
+    ndf: int = 64
+    """Channels of the discriminator's first layer."""
+    n_layers_d: int = 3
+    """Layers of stride 2 in the discriminator: 0 judges pixels, 1 16x16, 3 70x70, 5 286x286."""
+    norm: Literal["instance", "batch", "none"] = "instance"
+    """Normalisation; instance equals the paper's batch norm at batch size 1."""
+    dropout: bool = True
+    """Dropout in the first three decoder blocks while training: the paper's noise z."""
+    dropout_at_test: bool = False
+    """Keep dropout on when translating: the paper's way; the same input then varies."""
+    batch_norm_at_test: Literal["batch", "running"] = "batch"
+    """Statistics of batch norm when translating: the batch's own (the paper), or the running."""
+
+    # --- The training ---
+    n_epochs: int | None = None
+    """Epochs at the full learning rate."""
+    n_epochs_decay: int | None = None
+    """Epochs after those, in which the learning rate falls linearly towards zero."""
+    batch_size: int | None = None
+    """Pairs a step; the paper's 1 gives the fewest marks, more are faster on a GPU."""
+    lr: float = 2e-4
+    """Learning rate of Adam, for both networks."""
+    beta1: float = 0.5
+    """Decay rate of Adam's running mean of the gradient."""
+    gan_mode: Literal["vanilla", "lsgan", "none"] = "vanilla"
+    """Adversarial loss: cross-entropy, least squares, or none (L1 alone, no discriminator)."""
+    lambda_l1: float = 100.0
+    """Weight of the L1 loss beside the adversarial loss."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and dropout."""
+
+    # --- The machine ---
+    device: str = "auto"
+    """auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32 (with TF32 off)."""
+    num_workers: int = 2
+    """Processes that prepare pairs beside the training; 0 prepares them in between."""
+
+    # --- What a run writes ---
+    log_interval: int = 20
+    """Steps between two readings of the losses, for the bar, the table and the check on NaN."""
+    picture_interval: int = 1
+    """Epochs between two grids of sample pictures (the first and the last are always drawn)."""
+    val_interval: int = 1
+    """Epochs between two validations (the first and the last epoch are always validated)."""
+    n_samples: int = 6
+    """Validation pairs in the grid of samples."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints; 0 writes one after every step."""
+    keep_generators: int = 0
+    """Keep the generator of every so many epochs as generator_050.pt; 0 keeps the last alone."""
+
+    def __post_init__(self) -> None:
+        """Check each value, then those that only work together."""
+        for name, hint in get_type_hints(type(self)).items():
+            _check_value(name, getattr(self, name), hint)
+        _check_pairs(self)
+
+
+def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value >= least, f"a whole number from {least} up"
+
+
+def _number(least: float, *, above: bool = False) -> tuple[Callable[[Any], bool], str]:
+    if above:
+        return lambda value: least < value < math.inf, f"a number above {least:g}"
+    return lambda value: least <= value < math.inf, f"a number from {least:g} up"
+
+
+_CHANNELS = (lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dataset": (bool, "a folder, or one of " + ", ".join(PRESETS)),
+    "name": (lambda value: PurePath(value).name == value, "a plain folder name without slashes"),
+    "val_fraction": (lambda value: 0 < value < 1, "a number between 0 and 1"),
+    "load_size": _whole(32),
+    "crop_size": (
+        lambda value: 32 <= value <= 1024 and value.bit_count() == 1,
+        "a power of two from 32 to 1024 (32, 64, 128, 256, 512, 1024)",
+    ),
+    "batch_size": _whole(1),
+    "input_nc": _CHANNELS,
+    "output_nc": _CHANNELS,
+    "cache_limit_gb": _number(0),
+    "ngf": _whole(1),
+    "ndf": _whole(1),
+    "n_layers_d": (lambda value: 0 <= value <= 8, "a whole number from 0 to 8"),
+    "n_epochs": _whole(0),
+    "n_epochs_decay": _whole(0),
+    "lr": _number(0, above=True),
+    "beta1": (lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1"),
+    "lambda_l1": _number(0),
+    "seed": (lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2**63 - 1"),
+    "device": (
+        lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps"),
+        "auto, cpu, mps, cuda, or one card as cuda:1",
+    ),
+    "num_workers": _whole(0),
+    "log_interval": _whole(1),
+    "picture_interval": _whole(1),
+    "val_interval": _whole(1),
+    "n_samples": _whole(1),
+    "checkpoint_minutes": _number(0),
+    "keep_generators": _whole(0),
+}
+
+
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of the wrong type or outside its range."""
+    members = get_args(hint)
+    if NoneType in members and value is None:
+        return
+    choices = [c for m in members for c in get_args(m) or [m] if isinstance(c, str)]
+    if choices:
+        valid, allowed = value in choices, " or ".join(choices)
+    else:
+        kind = members[0] if members else hint
+        # True is an int to Python, but batch_size=True is a mistake; 100 is a fine float.
+        accepted = (int, float) if kind is float else kind
+        valid = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+        in_range, allowed = _RANGES.get(name, (lambda value: True, f"of type {kind.__name__}"))
+        valid = valid and in_range(value)
+    if not valid:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
+
+
+def _check_pairs(config: Config) -> None:
+    """Refuse values that cannot work together, naming the smallest change that does."""
+    if bool(config.train_dir) != bool(config.val_dir):
+        missing = "val_dir" if config.train_dir else "train_dir"
+        raise ValueError(
+            f"{missing} is empty; train_dir and val_dir name the two folders together. "
+            f"Set {missing} too, or leave both empty."
+        )
+    if config.n_epochs == 0 and config.n_epochs_decay == 0:
+        raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
+    if config.gan_mode == "none" and config.lambda_l1 == 0:
+        raise ValueError(
+            "gan_mode is none and lambda_l1 is 0, so there is no loss to train on; "
+            "set lambda_l1 above 0 (the paper: 100)."
+        )
+    if config.crop_size is None:
+        return
+    if config.load_size is not None and config.load_size < config.crop_size:
+        raise ValueError(
+            f"load_size {config.load_size} is smaller than crop_size {config.crop_size}, and a "
+            f"crop cannot be larger than its picture; set load_size to {config.crop_size} or more."
+        )
+    # After the stride-2 layers two 4x4 convolutions take one pixel each, and the norm between
+    # them needs more than one: four must be left.
+    deepest = int(math.log2(config.crop_size)) - 2
+    if config.n_layers_d > deepest and config.gan_mode != "none":
+        raise ValueError(
+            f"n_layers_d {config.n_layers_d} leaves nothing of a {config.crop_size} px crop for "
+            f"the discriminator to judge; set n_layers_d to {deepest} or less, or crop_size to "
+            f"{2 ** (config.n_layers_d + 2)} or more."
+        )
+
+
+def resolve(config: Config) -> tuple[Config, dict[str, str]]:
+    """Fill in what the data set's recipe decides.
+
+    Args:
+        config: Settings as typed, None where the recipe decides.
+
+    Returns:
+        The settings without any None or empty name, and for each field where it came from.
+
+    Raises:
+        ValueError: Values that cannot work together once the recipe has filled the gaps.
+    """
+    defaults = Config()
+    if config.train_dir and config.dataset == defaults.dataset:
+        config = replace(config, dataset=str(PurePath(os.path.abspath(config.train_dir)).parent))
+    folder = PurePath(os.path.abspath(config.dataset)).name
+    preset = PRESETS.get(folder, {})
+    values = PAPER | preset
+    origin = {key: f"preset {folder}" if folder in PRESETS else "paper" for key in PAPER}
+    typed = {key: value for key in PAPER if (value := getattr(config, key)) is not None}
+
+    load, crop = typed.get("load_size"), typed.get("crop_size")
+    if crop and not load:
+        values["load_size"] = round(crop * values["load_size"] / values["crop_size"])
+        origin["load_size"] = "keeps the recipe's ratio to crop_size"
+    elif load and not crop:
+        wanted = math.log2(load * values["crop_size"] / values["load_size"])
+        values["crop_size"] = 2 ** min(round(wanted), int(math.log2(load)))
+        origin["crop_size"] = "keeps the recipe's ratio to load_size"
+
+    if not config.name:
+        values["name"] = folder
+        origin["name"] = "data set's folder"
+    for field in fields(config):
+        changed = getattr(config, field.name) != getattr(defaults, field.name)
+        if changed or field.name in typed:
+            origin[field.name] = "typed" if changed else "config.py"
+        origin.setdefault(field.name, "default")
+    return replace(config, **(values | typed)), origin
+
+
+def describe(config: Config, origin: dict[str, str]) -> str:
+    """Return the resolved settings as lines of text, each with where it came from."""
+    width = max(len(name) for name in origin)
+    shown = asdict(config)
+    return "\n".join(
+        f"  {name:{width}}  {shown[name]!s:14}  {origin[name]}"
+        for name in shown
+        if shown[name] != "" or origin[name] != "default"
+    )
+
+
+def parse_command_line() -> tuple[Config, bool]:
+    """Read the flags of ``train.py``; each field of Config is one.
+
+    Returns:
+        The settings, and whether ``--fresh`` was given. A wrong flag or value prints one message
+        and exits with code 2.
+    """
+    return tyro.cli(_command_line, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _command_line(
+    config: Annotated[Config, tyro.conf.arg(name="")],
+    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> tuple[Config, bool]:
+    """Train Pix2Pix. The same command again goes on where the run stopped.
+
+    Args:
+        config: Settings; None follows the recipe of the data set.
+        fresh: Move an existing run of that name aside and start over.
+    """
+    return config, fresh

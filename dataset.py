@@ -1,0 +1,279 @@
+"""Pairs of pictures: checked, decoded once into a cache, augmented alike, dealt in batches."""
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# albumentations asks a server for newer versions when imported, unless this is set before.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cache import PairCache
+from layouts import Pair
+from pictures import BadPictures, Recipe
+
+Key = tuple[int, int]  # (epoch, index of the pair)
+
+
+class PairedImages(Dataset):
+    """Pairs as uint8 or uint16 tensors, the input's channels before the target's.
+
+    For training a pair is resized to load_size, cropped at random to crop_size and mirrored;
+    for validation it is resized to crop_size. All randomness of a sample follows from
+    (seed, epoch, index). Every picture is decoded once, into a file below ``cache_dir`` that
+    all workers and later runs share.
+
+    Args:
+        pairs: Where the pairs lie.
+        load_size: Side in pixels that training pictures are resized to, at least crop_size.
+        crop_size: Side in pixels of a sample.
+        flip: Whether to mirror half of the training samples.
+        augment: True for training, False for validation.
+        direction: "AtoB" or "BtoA": which half is the input.
+        input_nc: Channels of the input, 1 or 3.
+        output_nc: Channels of the target, 1 or 3.
+        seed: Decides crops and mirroring.
+        cache_dir: Folder of the cache files; made when missing.
+        cache_limit_gb: Gigabytes (1e9 bytes) that the cache of these pairs may take. Above
+            it pictures are decoded each time they are used.
+
+    Attributes:
+        pairs: The pairs, in the order of the indices.
+        sizes: Original (height, width) of one half, per pair.
+        notes: Remarks for the user, one line each.
+
+    Raises:
+        BadPictures: Naming every picture that cannot be read or used.
+        OSError: If the cache cannot be written.
+        ValueError: If a setting is not allowed.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        load_size: int,
+        crop_size: int,
+        flip: bool,
+        augment: bool,
+        direction: str = "AtoB",
+        input_nc: int = 3,
+        output_nc: int = 3,
+        seed: int = 0,
+        cache_dir: Path = Path("data/.cache"),
+        cache_limit_gb: float = 16.0,
+    ) -> None:
+        if load_size < crop_size:
+            raise ValueError(
+                f"load_size {load_size} is below crop_size {crop_size}, so no crop fits. Set "
+                f"load_size to {crop_size} or more"
+            )
+        self.pairs = tuple(pairs)
+        self.seed = seed
+        self.recipe = Recipe(load_size if augment else crop_size, direction, input_nc, output_nc)
+        steps = [A.RandomCrop(crop_size, crop_size)] if augment else []
+        steps += [A.HorizontalFlip(p=0.5)] if augment and flip else []
+        self._augment = A.Compose(steps)
+        self._cache = PairCache(
+            self.pairs, self.recipe, folder=Path(cache_dir), limit_gb=cache_limit_gb
+        )
+        self.sizes: list[tuple[int, int]] = self._cache.sizes
+        self.notes = self._cache.notes + self._enlarged(load_size if augment else crop_size)
+
+    def _enlarged(self, side: int) -> list[str]:
+        small = sum(min(size) < side for size in self.sizes)
+        what = "load_size" if self._augment.transforms else "crop_size"
+        many = f"{small} of {len(self)} pictures are smaller than {what} {side} and are enlarged"
+        return [many] if small else []
+
+    def __len__(self) -> int:
+        """Count the pairs."""
+        return len(self.pairs)
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Return the sample (C, crop_size, crop_size) of (epoch, index)."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> Tensor:
+        """Return the samples of several (epoch, index) as one batch.
+
+        Returns:
+            Tensor (N, input_nc + output_nc, crop_size, crop_size), uint8 or uint16.
+
+        Raises:
+            BadPictures: If a picture that is not cached has vanished or changed.
+        """
+        samples = [self._sample(epoch, index).transpose(2, 0, 1) for epoch, index in keys]
+        # np.stack would keep the channels innermost in memory, and with them every later tensor.
+        batch = np.empty((len(samples), *samples[0].shape), samples[0].dtype)
+        return torch.from_numpy(np.stack(samples, out=batch))
+
+    def _sample(self, epoch: int, index: int) -> np.ndarray:
+        pair = self._cache.read(index)
+        # Each step gets a seed of its own: with Compose.set_random_seed all would draw the same
+        # numbers, and exactly the crops from the upper half would be mirrored.
+        for step, transform in enumerate(self._augment.transforms):
+            transform.set_random_seed(_seed(self.seed, epoch, index, step))
+        # One array under the one target that is always transformed, so no half is left behind.
+        return self._augment(image=pair)["image"]
+
+
+def _seed(*parts: int) -> int:
+    # Python's hash() may differ between versions; this may not.
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
+class EpochOrder(Sampler[list[Key]]):
+    """Which samples make up each batch of a whole run; an incomplete last batch is dropped.
+
+    Args:
+        n_pairs: Pairs of the data set.
+        batch_size: Samples in a batch.
+        seed: Decides the order, together with the number of the epoch alone.
+        n_epochs: The epochs of the run are 0 to n_epochs - 1.
+        start_epoch: Epoch to begin in.
+        start_step: Batches of that epoch that are done already.
+    """
+
+    def __init__(
+        self,
+        n_pairs: int,
+        batch_size: int,
+        seed: int,
+        n_epochs: int,
+        start_epoch: int = 0,
+        start_step: int = 0,
+    ) -> None:
+        self.n_pairs, self.batch_size, self.seed = n_pairs, batch_size, seed
+        self.n_epochs, self.start_epoch, self.start_step = n_epochs, start_epoch, start_step
+
+    def __len__(self) -> int:
+        """Count the batches that are left."""
+        epochs = max(0, self.n_epochs - self.start_epoch)
+        return max(0, epochs * (self.n_pairs // self.batch_size) - self.start_step)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield the (epoch, index) of each batch that is left."""
+        for epoch in range(self.start_epoch, self.n_epochs):
+            order = np.random.default_rng(_seed(self.seed, epoch)).permutation(self.n_pairs)
+            done = self.start_step if epoch == self.start_epoch else 0
+            for step in range(done, self.n_pairs // self.batch_size):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                yield [(epoch, int(index)) for index in batch]
+
+
+class _Messenger(Dataset):
+    """Pairs for the loader's workers: what goes wrong is handed over like a batch.
+
+    Raised in a worker it would reach the user inside torch's traceback, and end the run only
+    after a wait for that worker.
+    """
+
+    def __init__(self, pairs: PairedImages) -> None:
+        self.pairs = pairs
+
+    def __getitems__(self, keys: Sequence[Key]) -> Tensor | BadPictures:
+        try:
+            return self.pairs.__getitems__(keys)
+        except BadPictures as error:
+            return error
+
+
+class _Loader(DataLoader):
+    """A DataLoader that raises what its workers hand over."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in super().__iter__():
+            if isinstance(batch, BadPictures):
+                raise batch
+            yield batch
+
+
+def training_loader(
+    pairs: PairedImages,
+    *,
+    batch_size: int,
+    n_epochs: int,
+    start_epoch: int = 0,
+    start_step: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Return the batches of the whole rest of a run, to be iterated once.
+
+    One iterator over all epochs keeps the workers busy across their borders. It draws nothing
+    from torch's global generator, so the same run trains alike however often it is resumed.
+
+    Args:
+        pairs: The training pairs.
+        batch_size: Samples in a batch.
+        n_epochs: Epochs of the run, counted from its beginning.
+        start_epoch: Epoch to begin in, from 0.
+        start_step: Batches of that epoch that are done already.
+        num_workers: Processes that prepare batches; 0 prepares them in this one.
+        pin_memory: Whether batches land in page-locked memory, for a GPU.
+
+    Returns:
+        Loader of tensors (batch_size, C, crop_size, crop_size), uint8 or uint16.
+
+    Raises:
+        ValueError: If there are fewer pairs than batch_size.
+    """
+    if batch_size > len(pairs):
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the data set of {len(pairs)} training pairs, "
+            f"so no batch is full. Set batch_size to {len(pairs)} or less"
+        )
+    order = EpochOrder(len(pairs), batch_size, pairs.seed, n_epochs, start_epoch, start_step)
+    return _Loader(
+        _Messenger(pairs),
+        batch_sampler=order,
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),
+    )
+
+
+def validation_loader(pairs: PairedImages) -> DataLoader:
+    """Return the pairs one at a time and in order, as tensors (1, C, crop_size, crop_size)."""
+    keys = [[(0, index)] for index in range(len(pairs))]
+    return DataLoader(pairs, batch_sampler=keys, collate_fn=_as_is, generator=torch.Generator())
+
+
+def _as_is(batch: Tensor) -> Tensor:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches the whole process group, and so does SIGTERM from `timeout` or a batch
+    # system. The main process decides what it means and still needs batches until then; a
+    # second SIGTERM is its own, to be rid of the worker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    # A forked worker has none of the threads that OpenCV believes it started.
+    cv2.setNumThreads(0)
+
+
+def normalise(batch: Tensor, input_nc: int) -> tuple[Tensor, Tensor]:
+    """Split a batch into inputs and targets and scale them; run it on the training device.
+
+    Args:
+        batch: (N, input_nc + output_nc, H, W), uint8 (0 to 255) or uint16 (0 to 65535).
+        input_nc: Channels of the input.
+
+    Returns:
+        Inputs (N, input_nc, H, W) and targets (N, output_nc, H, W), float32 in [-1, 1].
+    """
+    half_range = 32767.5 if batch.dtype == torch.uint16 else 127.5
+    scaled = batch.to(torch.float32) / half_range - 1
+    return scaled[:, :input_nc], scaled[:, input_nc:]

@@ -1,0 +1,61 @@
+"""Named colour palettes: which colour stands for which class in a data set's label pictures."""
+
+# The built-in towns set. The colours lie far apart and no colour lies near the middle of two
+# others, so that a blurred edge between two classes seldom reads as a third class.
+TOWNS: dict[str, tuple[int, int, int]] = {
+    "block": (242, 238, 224),
+    "building": (214, 92, 150),
+    "street": (90, 106, 135),
+    "arterial": (248, 188, 72),
+    "park": (124, 218, 84),
+    "water": (104, 184, 255),
+}
+
+# Street maps of the aerial photo data set, read off its files.
+MAPS: dict[str, tuple[int, int, int]] = {
+    "land": (232, 229, 223),
+    "built_up": (243, 240, 234),
+    "street": (255, 255, 253),
+    "park": (203, 223, 172),
+    "water": (178, 208, 254),
+    "motorway": (250, 159, 38),
+    "arterial": (254, 225, 108),
+}
+
+# Labels of the CMP facade database: its 12 classes in order run through the jet colour map.
+FACADES: dict[str, tuple[int, int, int]] = {
+    "background": (0, 0, 170),
+    "facade": (0, 0, 255),
+    "window": (0, 85, 255),
+    "door": (0, 170, 255),
+    "cornice": (0, 255, 255),
+    "sill": (85, 255, 170),
+    "balcony": (170, 255, 85),
+    "blind": (255, 255, 0),
+    "deco": (255, 170, 0),
+    "molding": (255, 85, 0),
+    "pillar": (255, 0, 0),
+    "shop": (170, 0, 0),
+}
+
+# In all three sets A is the photo and B the label picture, so only AtoB has labels as targets.
+_LABELS = {"towns": TOWNS, "maps": MAPS, "facades": FACADES}
+
+
+def target_palette(dataset: str, direction: str) -> dict[str, tuple[int, int, int]] | None:
+    """Say which palette the target pictures of a data set are drawn in.
+
+    Args:
+        dataset: Name of the data set, such as "towns", "maps" or "facades".
+        direction: "AtoB" (photo to labels) or "BtoA" (labels to photo).
+
+    Returns:
+        Class name to RGB (0 to 255 each), or None where the targets are photos or the data
+        set is not known.
+
+    Raises:
+        ValueError: If direction is neither "AtoB" nor "BtoA".
+    """
+    if direction not in ("AtoB", "BtoA"):
+        raise ValueError(f'direction must be "AtoB" or "BtoA", not {direction!r}')
+    return _LABELS.get(dataset) if direction == "AtoB" else None

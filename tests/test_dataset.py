@@ -1,0 +1,522 @@
+"""What reaches the networks: whole pairs, alike on every machine, and clear words when not."""
+
+import errno
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import Process, Queue, active_children
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import cache
+import pictures
+from dataset import (
+    BadPictures,
+    EpochOrder,
+    PairedImages,
+    normalise,
+    training_loader,
+    validation_loader,
+)
+from layouts import Pair
+
+ROOT = Path(__file__).parent.parent
+
+
+def save(path: Path, pixels: np.ndarray) -> Pair:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return Pair(path)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def draw(folder: Path, n: int, height: int = 40, width: int = 80) -> list[Pair]:
+    return [save(folder / f"{i:03}.png", noise(height, width, i)) for i in range(n)]
+
+
+def marked(path: Path, side: int = 40) -> Pair:
+    """Save a pair whose halves are equal and tell of each pixel where it stood."""
+    rows, columns = np.mgrid[:side, :side].astype(np.uint8)
+    half = np.stack([rows, columns, np.full_like(rows, 9)], axis=2)
+    return save(path, np.concatenate([half, half], axis=1))
+
+
+@pytest.fixture
+def open_pairs(tmp_path: Path) -> Callable[..., PairedImages]:
+    def build(pairs: list[Pair], **changes: Any) -> PairedImages:
+        usual = {"load_size": 40, "crop_size": 32, "flip": True, "augment": True}
+        return PairedImages(pairs, **{**usual, "cache_dir": tmp_path / "cache", **changes})
+
+    return build
+
+
+Opener = Callable[..., PairedImages]
+
+
+# Whole pairs
+
+
+def test_halves_follow_the_direction(tmp_path: Path, open_pairs: Opener) -> None:
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :40] = (10, 20, 30)
+    pixels[:, 40:] = (40, 50, 60)
+    pair = save(tmp_path / "1.png", pixels)
+    for direction, expected in (
+        ("AtoB", [10, 20, 30, 40, 50, 60]),
+        ("BtoA", [40, 50, 60, 10, 20, 30]),
+    ):
+        sample = open_pairs([pair], direction=direction)[0, 0]
+        assert sample.shape == (6, 32, 32)
+        assert (sample == torch.tensor(expected)[:, None, None]).all()
+
+
+def test_nothing_parts_a_pair_or_bleeds_across_the_seam(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs([marked(tmp_path / "1.png")])
+    for epoch in range(50):
+        sample = pairs[epoch, 0].int()
+        assert torch.equal(sample[:3], sample[3:])
+        steps = sample[1].diff(dim=1)
+        assert (sample[0].diff(dim=0) == 1).all()
+        assert (steps == steps[0, 0]).all()
+
+
+def test_crops_and_mirroring_are_spread_and_independent(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs([marked(tmp_path / "1.png")])
+    samples = [pairs[epoch, 0].int() for epoch in range(600)]
+    tops = np.array([s[0].min() for s in samples])
+    lefts = np.array([s[1].min() for s in samples])
+    mirrored = np.array([bool(s[1, 0, 0] > s[1, 0, -1]) for s in samples])
+    assert set(tops) == set(lefts) == set(range(9))  # 40 - 32 leaves 9 places
+    for group in (tops < 4, tops > 4, lefts < 4, lefts > 4):
+        assert 0.35 < mirrored[group].mean() < 0.65
+    assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.2
+
+
+def test_flip_can_be_turned_off(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs([marked(tmp_path / "1.png")], flip=False)
+    assert all((pairs[epoch, 0].int()[1].diff(dim=1) == 1).all() for epoch in range(20))
+
+
+def test_validation_sees_the_whole_picture_unchanged(tmp_path: Path, open_pairs: Opener) -> None:
+    pixels = noise(32, 64)
+    pairs = open_pairs([save(tmp_path / "1.png", pixels)], augment=False)
+    expected = torch.from_numpy(pixels).permute(2, 0, 1)
+    for epoch in range(8):
+        sample = pairs[epoch, 0]
+        assert torch.equal(sample[:3], expected[:, :, :32])
+        assert torch.equal(sample[3:], expected[:, :, 32:])
+
+
+def test_shrinking_averages_areas(tmp_path: Path, open_pairs: Opener) -> None:
+    pixels = noise(64, 128)
+    pairs = open_pairs([save(tmp_path / "1.png", pixels)], augment=False)
+    means = pixels.reshape(32, 2, 64, 2, 3).mean(axis=(1, 3))
+    expected = np.concatenate([means[:, :32], means[:, 32:]], axis=2).transpose(2, 0, 1)
+    assert np.abs(pairs[0, 0].numpy() - expected).max() <= 0.5
+
+
+def test_enlarging_is_noted(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = [*draw(tmp_path / "small", 2), *draw(tmp_path / "large", 1, 50, 100)]
+    opened = open_pairs(pairs, load_size=48)
+    assert opened.notes == ["2 of 3 pictures are smaller than load_size 48 and are enlarged"]
+    assert opened.sizes == [(40, 40), (40, 40), (50, 50)]
+    assert opened[0, 0].shape == (6, 32, 32)
+    assert open_pairs(pairs).notes == []
+
+
+def test_grey_and_colour_are_converted(tmp_path: Path, open_pairs: Opener) -> None:
+    colour = save(tmp_path / "colour.png", noise(32, 64))
+    pairs = open_pairs([colour], augment=False, input_nc=1, output_nc=3)
+    grey = np.asarray(Image.open(colour.a).convert("L"))[:, :32]
+    assert pairs[0, 0].shape == (4, 32, 32)
+    assert np.array_equal(pairs[0, 0][0].numpy(), grey)
+    drawn = save(tmp_path / "grey.png", noise(32, 64)[..., 0])
+    sample = open_pairs([drawn], augment=False)[0, 0]
+    assert torch.equal(sample[0], sample[1])
+    assert torch.equal(sample[0], sample[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"direction": "BtoB"}, 'direction must be "AtoB" or "BtoA"'),
+        ({"input_nc": 4}, r"input_nc must be 1 \(grey\) or 3"),
+        ({"output_nc": 2}, r"output_nc must be 1 \(grey\) or 3"),
+        ({"load_size": 30}, "load_size 30 is below crop_size 32"),
+    ],
+)
+def test_settings_are_checked(
+    tmp_path: Path, open_pairs: Opener, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_pairs(draw(tmp_path, 1), **changes)
+
+
+# The same samples everywhere
+
+
+def batches(loader: DataLoader, start_method: str | None = None) -> torch.Tensor:
+    loader.multiprocessing_context = start_method
+    return torch.cat(list(loader))
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_samples_do_not_depend_on_workers(
+    tmp_path: Path, open_pairs: Opener, start_method: str
+) -> None:
+    if start_method == "fork" and sys.platform == "win32":
+        pytest.skip("Windows cannot fork")
+    pairs = open_pairs(draw(tmp_path, 6))
+    alone = batches(training_loader(pairs, batch_size=1, n_epochs=2))
+    loader = training_loader(pairs, batch_size=2, n_epochs=2, num_workers=2)
+    assert torch.equal(batches(loader, start_method), alone)
+
+
+def test_samples_follow_from_seed_epoch_and_index(tmp_path: Path, open_pairs: Opener) -> None:
+    pair = marked(tmp_path / "1.png")
+    pairs, again = open_pairs([pair, pair]), open_pairs([pair, pair])
+    keys = [(epoch, index) for epoch in range(10) for index in range(2)]
+    seen = {key: pairs[key] for key in keys}
+    for key in reversed(keys):
+        assert torch.equal(again[key], seen[key])
+    # Neither epochs nor pairs repeat the same augmentation: 162 are possible.
+    assert len({tuple(sample.flatten().tolist()) for sample in seen.values()}) > 15
+    other = open_pairs([pair, pair], seed=1)
+    assert any(not torch.equal(other[key], seen[key]) for key in keys)
+
+
+def test_a_batch_is_its_samples_stacked(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs(draw(tmp_path, 3))
+    batch = pairs.__getitems__([(0, 2), (4, 1)])
+    assert batch.dtype == torch.uint8
+    assert batch.is_contiguous()
+    assert torch.equal(batch, torch.stack([pairs[0, 2], pairs[4, 1]]))
+
+
+def test_loaders_draw_nothing_from_global_generators(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs(draw(tmp_path, 4))
+    before = (torch.get_rng_state(), random.getstate(), str(np.random.get_state()))
+    for num_workers in (0, 1):
+        batches(training_loader(pairs, batch_size=2, n_epochs=1, num_workers=num_workers))
+    batches(validation_loader(open_pairs(draw(tmp_path, 4), augment=False)))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), str(np.random.get_state())) == before[1:]
+
+
+def test_validation_loader_goes_one_by_one_in_order(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs(draw(tmp_path, 3), augment=False)
+    loader = validation_loader(pairs)
+    assert len(loader) == 3
+    for index, batch in enumerate(loader):
+        assert torch.equal(batch, pairs[0, index][None])
+
+
+# The order of a run
+
+
+def test_an_epoch_shows_each_pair_once_in_its_own_order() -> None:
+    batches_ = list(EpochOrder(7, batch_size=1, seed=0, n_epochs=3))
+    epochs = [[index for ((e, index),) in batches_ if e == epoch] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert list(EpochOrder(7, batch_size=1, seed=0, n_epochs=3)) == batches_
+    assert list(EpochOrder(7, batch_size=1, seed=1, n_epochs=3)) != batches_
+
+
+def test_an_incomplete_last_batch_is_dropped() -> None:
+    order = EpochOrder(7, batch_size=3, seed=0, n_epochs=2)
+    assert [len(batch) for batch in order] == [3, 3, 3, 3]
+    assert len(order) == 4
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 1), (1, 2), (1, 3), (3, 0)])
+def test_a_run_goes_on_with_the_batches_that_are_left(epoch: int, step: int) -> None:
+    whole = list(EpochOrder(7, batch_size=2, seed=5, n_epochs=3))
+    left = EpochOrder(7, batch_size=2, seed=5, n_epochs=3, start_epoch=epoch, start_step=step)
+    assert list(left) == whole[epoch * 3 + step :]
+    assert len(left) == len(whole) - epoch * 3 - step
+
+
+def test_the_order_of_an_epoch_does_not_depend_on_the_length_of_the_run() -> None:
+    short = list(EpochOrder(5, batch_size=2, seed=0, n_epochs=1))
+    assert list(EpochOrder(5, batch_size=2, seed=0, n_epochs=9))[: len(short)] == short
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs(draw(tmp_path, 3))
+    with pytest.raises(ValueError, match=r"batch_size 4 .* 3 training pairs.*Set batch_size to 3"):
+        training_loader(pairs, batch_size=4, n_epochs=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no signals between processes")
+def test_workers_leave_ctrl_c_and_the_first_sigterm_to_the_main_process(
+    tmp_path: Path, open_pairs: Opener
+) -> None:
+    pairs = open_pairs(draw(tmp_path, 8))
+    batches_ = iter(training_loader(pairs, batch_size=1, n_epochs=20, num_workers=1))
+    next(batches_)
+    (worker,) = active_children()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, number)
+    assert len(list(batches_)) == 8 * 20 - 1
+
+
+# On the device
+
+
+@pytest.mark.parametrize(("dtype", "full"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_normalise_maps_the_whole_range_to_minus_one_and_one(dtype: torch.dtype, full: int) -> None:
+    batch = torch.tensor([0, full // 5, full, full]).to(dtype).reshape(1, 4, 1, 1)
+    x, y = normalise(batch, 3)
+    assert (x.dtype, y.dtype) == (torch.float32, torch.float32)
+    assert torch.allclose(x.flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+    assert y.tolist() == [[[[1.0]]]]
+
+
+# Bad pictures
+
+
+def spoil(folder: Path) -> dict[str, Pair]:
+    """Save one picture of each kind that cannot be used."""
+    cut = save(folder / "cut.jpg", noise(200, 400))
+    cut.a.write_bytes(cut.a.read_bytes()[:-9000])  # its header is whole
+    bad = {
+        "damaged (image file is truncated": cut,
+        "an empty file (0 bytes)": Pair(folder / "empty.png"),
+        "not a picture that Pillow can read": Pair(folder / "text.png"),
+        "its width of 81 is odd": save(folder / "odd.png", noise(40, 81)),
+        "its halves are 15x40, smaller than 16x16": save(folder / "narrow.png", noise(40, 30)),
+        "it does not exist any more": Pair(folder / "gone.png"),
+    }
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("not a picture")
+    return bad
+
+
+@pytest.mark.parametrize("limit", [16.0, 0.0])
+def test_bad_pictures_are_listed_all_at_once(
+    tmp_path: Path, open_pairs: Opener, limit: float
+) -> None:
+    bad = spoil(tmp_path / "bad")
+    with pytest.raises(ValueError, match="6 of 8 pictures cannot be used") as caught:
+        open_pairs([*draw(tmp_path, 2), *bad.values()], cache_limit_gb=limit)
+    assert isinstance(caught.value, BadPictures)
+    for reason, pair in bad.items():
+        assert f"  {pair.a}: {reason}" in str(caught.value)
+    assert "Repair or remove" in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_long_list_is_cut(tmp_path: Path, open_pairs: Opener) -> None:
+    with pytest.raises(BadPictures, match=r"30 of 30 [\s\S]* and 10 more\n") as caught:
+        open_pairs([Pair(tmp_path / f"{i}.png") for i in range(30)])
+    assert str(caught.value).count(".png") == 20
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_picture_that_vanishes_during_training_is_named(
+    tmp_path: Path, open_pairs: Opener, num_workers: int
+) -> None:
+    pairs = open_pairs(draw(tmp_path, 2), cache_limit_gb=0)
+    (tmp_path / "001.png").unlink()
+    loader = training_loader(pairs, batch_size=2, n_epochs=1, num_workers=num_workers)
+    with pytest.raises(BadPictures, match=r"001\.png: it does not exist any more") as caught:
+        list(loader)
+    assert "Traceback" not in str(caught.value)
+    assert str(caught.value).startswith("1 of 2 pictures")
+
+
+# The cache
+
+
+def forbid_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a picture was opened")
+
+    monkeypatch.setattr(pictures.Image, "open", refuse)
+
+
+def test_pictures_are_decoded_once(
+    tmp_path: Path, open_pairs: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = draw(tmp_path, 3)
+    first = open_pairs(drawn, load_size=48)
+    forbid_opening(monkeypatch)
+    second = open_pairs(drawn, load_size=48)
+    assert torch.equal(first[0, 2], second[0, 2])
+    assert (second.sizes, second.notes) == (first.sizes, first.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"load_size": 44},
+        {"direction": "BtoA"},
+        {"input_nc": 1},
+        {"output_nc": 1},
+        {"augment": False},
+    ],
+)
+def test_a_setting_that_changes_the_bytes_makes_another_cache(
+    tmp_path: Path, open_pairs: Opener, change: dict[str, Any]
+) -> None:
+    drawn = draw(tmp_path, 1)
+    open_pairs(drawn)
+    open_pairs(drawn, **change)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_changed_picture_is_decoded_anew(tmp_path: Path, open_pairs: Opener) -> None:
+    (pair,) = draw(tmp_path, 1)
+    before = open_pairs([pair], augment=False)[0, 0]
+    save(pair.a, noise(40, 80, seed=9))
+    os.utime(pair.a, ns=(1, 1))
+    assert not torch.equal(open_pairs([pair], augment=False)[0, 0], before)
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1, -12, -200])
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, open_pairs: Opener, keep: int) -> None:
+    drawn = draw(tmp_path, 2)
+    before = open_pairs(drawn)[0, 1]
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:keep])
+    assert torch.equal(open_pairs(drawn)[0, 1], before)
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:100] + whole[200:])
+    assert torch.equal(open_pairs(drawn)[0, 1], before)
+
+
+def test_the_data_folder_is_only_read(tmp_path: Path, open_pairs: Opener) -> None:
+    drawn = draw(tmp_path / "data", 2)
+    before = sorted((tmp_path / "data").rglob("*"))
+    (tmp_path / "data").chmod(0o555)
+    open_pairs(drawn)[0, 0]
+    assert sorted((tmp_path / "data").rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+def test_a_build_that_ends_early_leaves_nothing(
+    tmp_path: Path,
+    open_pairs: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException | type[BaseException],
+) -> None:
+    def fail(_: int) -> None:
+        raise error
+
+    drawn = draw(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.os, "fsync", fail)
+        with pytest.raises((KeyboardInterrupt, OSError)) as caught:
+            open_pairs(drawn)
+    assert list((tmp_path / "cache").iterdir()) == []
+    if isinstance(error, OSError):
+        assert "No space left. Free some space, choose another cache_dir" in str(caught.value)
+    open_pairs(drawn)[0, 0]
+
+
+def test_a_disk_that_is_too_small_is_said_at_once(
+    tmp_path: Path, open_pairs: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"needs 0\.00 GB and 0\.00 GB are free.*cache_limit_gb"):
+        open_pairs(draw(tmp_path, 2))
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, open_pairs: Opener) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/cache cannot be written.*choose another cache_dir"):
+        open_pairs(draw(tmp_path, 1), cache_dir=tmp_path / "file/cache")
+
+
+def test_only_old_leftovers_of_killed_builds_are_removed(
+    tmp_path: Path, open_pairs: Opener
+) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "old.part").touch()
+    (folder / "new.part").touch()
+    os.utime(folder / "old.part", (0, 0))
+    open_pairs(draw(tmp_path, 1))
+    assert sorted(p.suffix for p in folder.iterdir()) == [".pairs", ".part"]
+    assert (folder / "new.part").exists()
+
+
+def build(folder: Path, sums: Queue) -> None:
+    pairs = [Pair(path) for path in sorted(folder.glob("*.png"))]
+    opened = PairedImages(
+        pairs, load_size=300, crop_size=256, flip=True, augment=True, cache_dir=folder / "cache"
+    )
+    sums.put(int(opened[3, 7].sum()))
+
+
+def test_two_runs_may_build_at_once_and_one_may_be_killed(tmp_path: Path) -> None:
+    draw(tmp_path, 150, 100, 200)
+    sums: Queue = Queue()
+    runs = [Process(target=build, args=(tmp_path, sums)) for _ in range(3)]
+    for run in runs:
+        run.start()
+    while not list(tmp_path.glob("cache/*.part")):
+        time.sleep(0.01)
+    runs[0].kill()
+    for run in runs:
+        run.join()
+    build(tmp_path, sums)
+    assert len({sums.get(timeout=5) for _ in range(3)}) == 1
+
+
+def test_above_the_limit_pictures_are_decoded_on_the_fly(
+    tmp_path: Path, open_pairs: Opener
+) -> None:
+    drawn = draw(tmp_path, 3)
+    direct = open_pairs(drawn, cache_limit_gb=1e-6)
+    assert direct.notes == [
+        "the cache would need 0.0 GB, over cache_limit_gb 1e-06: pictures are decoded on the fly"
+    ]
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.stat().st_size < 1000
+    cached = open_pairs(drawn)
+    assert cached.notes == []
+    assert (tmp_path / "cache").joinpath(file.name).stat().st_size > 3 * 40 * 40 * 6
+    assert all(torch.equal(direct[2, index], cached[2, index]) for index in range(3))
+
+
+def test_workers_are_sent_the_path_and_not_the_pictures(tmp_path: Path, open_pairs: Opener) -> None:
+    pairs = open_pairs(draw(tmp_path, 20))
+    before = pairs[0, 0]
+    sent = pickle.dumps(pairs)
+    assert len(sent) < 20 * 40 * 40 * 6 / 10
+    assert torch.equal(pickle.loads(sent)[0, 0], before)
+
+
+# The libraries' traps
+
+
+def test_importing_asks_no_server() -> None:
+    program = (
+        "import urllib.request, socket\n"
+        "def refuse(*a, **k): print('asked a server')\n"
+        "urllib.request.urlopen = socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import dataset\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "")

@@ -1,0 +1,192 @@
+"""Which folders hold pairs, in which order, and what is said when none do."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import layouts
+from layouts import Pair, find_pairs
+
+
+def place(folder: Path, *names: str) -> None:
+    """Make empty files: finding pairs opens none of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def names(pairs: tuple[Pair, ...]) -> list[str]:
+    return [pair.a.name for pair in pairs]
+
+
+@pytest.mark.parametrize("nested", ["", "maps", "maps/maps"])
+@pytest.mark.parametrize("val", ["val", "test"])
+def test_train_and_val_are_found_down_to_two_levels(tmp_path: Path, nested: str, val: str) -> None:
+    place(tmp_path / nested / "train", "1.jpg", "2.jpg")
+    place(tmp_path / nested / val, "3.jpg")
+    split = find_pairs(tmp_path)
+    assert (names(split.train), names(split.val)) == (["1.jpg", "2.jpg"], ["3.jpg"])
+    assert (split.root, split.layout) == (tmp_path / nested, "side by side")
+
+
+def test_three_levels_down_is_too_deep(tmp_path: Path) -> None:
+    place(tmp_path / "a/b/c/train", "1.jpg")
+    with pytest.raises(ValueError, match="holds no pictures"):
+        find_pairs(tmp_path)
+
+
+def test_val_is_preferred_to_test_and_an_empty_one_is_passed_over(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.png")
+    place(tmp_path / "val")
+    place(tmp_path / "test", "3.png")
+    assert names(find_pairs(tmp_path).val) == ["3.png"]
+    place(tmp_path / "val", "2.png")
+    assert names(find_pairs(tmp_path).val) == ["2.png"]
+
+
+def test_several_candidates_are_all_listed(tmp_path: Path) -> None:
+    for name in ("facades", "maps"):
+        place(tmp_path / name / "train", "1.jpg")
+        place(tmp_path / name / "val", "1.jpg")
+    with pytest.raises(ValueError, match="Give one of these") as caught:
+        find_pairs(tmp_path)
+    assert str(tmp_path / "facades") in str(caught.value)
+    assert str(tmp_path / "maps") in str(caught.value)
+
+
+def test_a_flat_folder_is_split_the_same_way_each_time(tmp_path: Path) -> None:
+    place(tmp_path, *(f"{n}.png" for n in range(40)))
+    split = find_pairs(tmp_path, val_fraction=0.25, seed=3)
+    assert (len(split.train), len(split.val)) == (30, 10)
+    assert set(split.train).isdisjoint(split.val)
+    assert find_pairs(tmp_path, val_fraction=0.25, seed=3) == split
+    assert find_pairs(tmp_path, val_fraction=0.25, seed=4).val != split.val
+    assert "10 of 40 held out" in split.layout
+
+
+def test_a_split_hardly_changes_when_pictures_are_added(tmp_path: Path) -> None:
+    place(tmp_path, *(f"{n}.png" for n in range(100)))
+    before = set(names(find_pairs(tmp_path).val))
+    place(tmp_path, "extra.png")
+    assert len(before & set(names(find_pairs(tmp_path).val))) >= 9
+
+
+@pytest.mark.parametrize("val_fraction", [0.001, 0.999])
+def test_each_side_of_a_split_gets_at_least_one(tmp_path: Path, val_fraction: float) -> None:
+    place(tmp_path, "1.png", "2.png", "3.png")
+    split = find_pairs(tmp_path, val_fraction=val_fraction)
+    assert split.train
+    assert split.val
+
+
+def test_train_without_val_is_split_and_the_layout_says_so(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.png", "2.png", "3.png")
+    split = find_pairs(tmp_path)
+    assert (len(split.train), len(split.val)) == (2, 1)
+    assert "no val folder: 1 of 3 held out" in split.layout
+
+
+def test_a_folder_of_pictures_one_level_down_is_found(tmp_path: Path) -> None:
+    place(tmp_path / "pictures", "1.png", "2.png")
+    assert find_pairs(tmp_path).root == tmp_path / "pictures"
+
+
+def test_the_folders_can_be_named(tmp_path: Path) -> None:
+    place(tmp_path / "data/learn", "1.png")
+    place(tmp_path / "elsewhere", "2.png")
+    split = find_pairs(tmp_path / "data", train_dir="learn", val_dir=str(tmp_path / "elsewhere"))
+    assert (names(split.train), names(split.val)) == (["1.png"], ["2.png"])
+
+
+def test_a_named_training_folder_alone_is_split(tmp_path: Path) -> None:
+    place(tmp_path / "learn", "1.png", "2.png")
+    assert len(find_pairs(tmp_path, train_dir="learn").val) == 1
+
+
+def test_named_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    place(tmp_path / "learn", "1.png", "2.png")
+    with pytest.raises(ValueError, match="train_dir is not"):
+        find_pairs(tmp_path, val_dir="learn")
+    with pytest.raises(ValueError, match="the same folder"):
+        find_pairs(tmp_path, train_dir="learn", val_dir="../" + tmp_path.name + "/learn")
+    with pytest.raises(FileNotFoundError, match=r"val_dir .*did you mean .*learn"):
+        find_pairs(tmp_path, train_dir="learn", val_dir="lern")
+
+
+def test_the_order_does_not_depend_on_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(tmp_path / "train", "b.png", "A.png", "a.jpg", "C.PNG", "é.png")
+    place(tmp_path / "val", "1.png")
+    listed = os.listdir
+    for order in (sorted, lambda found: sorted(found, reverse=True)):
+        monkeypatch.setattr(layouts.os, "listdir", lambda folder, o=order: o(listed(folder)))
+        assert names(find_pairs(tmp_path).train) == ["a.jpg", "A.png", "b.png", "C.PNG", "é.png"]
+
+
+def test_only_pictures_count(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.JPG", "2.Png", "3.webp", "4.tif", "5.TIFF", "6.bmp", "7.jpeg")
+    place(tmp_path / "train", ".hidden.png", "._1.JPG", "Thumbs.db", "desktop.ini", "notes.txt")
+    place(tmp_path / "train/folder.png")
+    place(tmp_path / "val", "1.png")
+    place(tmp_path / "__MACOSX/train", "1.jpg")
+    place(tmp_path / ".git/train", "1.jpg")
+    assert [n[0] for n in names(find_pairs(tmp_path).train)] == list("1234567")
+
+
+def test_a_broken_link_is_kept_to_be_reported(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.png")
+    place(tmp_path / "val", "1.png")
+    (tmp_path / "train/2.png").symlink_to(tmp_path / "gone.png")
+    assert names(find_pairs(tmp_path).train) == ["1.png", "2.png"]
+
+
+def test_a_missing_folder_names_its_near_matches(tmp_path: Path) -> None:
+    place(tmp_path / "facades", "1.png")
+    with pytest.raises(FileNotFoundError, match=r"facade does not exist .*did you mean .*facades"):
+        find_pairs(tmp_path / "facade")
+    with pytest.raises(FileNotFoundError, match=r"holds facades"):
+        find_pairs(tmp_path / "nothing/like/it")
+
+
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
+    place(tmp_path, "maps.tar.gz")
+    with pytest.raises(NotADirectoryError, match="unpack an archive first"):
+        find_pairs(tmp_path / "maps.tar.gz")
+
+
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it is empty"):
+        find_pairs(tmp_path)
+    place(tmp_path, "1.heic", "2.heic")
+    with pytest.raises(ValueError, match=r"2 x \.heic.*Expected side-by-side pictures"):
+        find_pairs(tmp_path)
+    place(tmp_path / "train")
+    with pytest.raises(ValueError, match=r"train holds no pictures"):
+        find_pairs(tmp_path)
+
+
+def test_one_pair_cannot_be_split(tmp_path: Path) -> None:
+    place(tmp_path, "1.png")
+    with pytest.raises(ValueError, match="at least two are needed"):
+        find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize("val_fraction", [0, 1, -0.5, 2])
+def test_val_fraction_is_checked(tmp_path: Path, val_fraction: float) -> None:
+    with pytest.raises(ValueError, match="val_fraction must be above 0 and below 1"):
+        find_pairs(tmp_path, val_fraction=val_fraction)
+
+
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(layouts.os, "listdir", refuse)
+    with pytest.raises(OSError, match=r"cannot be read \(Permission denied\)"):
+        find_pairs(tmp_path)
+
+
+def test_a_pair_is_named_by_the_stem_of_its_file() -> None:
+    assert Pair(Path("maps/train/12.jpg")).name == "12"

@@ -1,0 +1,338 @@
+"""Checkpoints and their generators, device and random state, and how scripts stop."""
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from config import Config
+from generator import Generator
+
+T = TypeVar("T")
+
+
+# --- Device, precision, random state ---
+def pick_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    found = ["cpu"]
+    found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device({"cpu": "cpu", "mps": "mps"}.get(found[-1], "cuda:0"))
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in found:
+        raise ValueError(f"device is {name!r}; this machine has {', '.join(found)} (or auto).")
+    return torch.device(wanted)
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type in which autocast computes: float32 means that it is off.
+
+    Args:
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware has it (emulated
+            bf16 is slower than float32), else fp16 on CUDA, else fp32.
+        device: Where the networks are.
+    """
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision in named:
+        return named[precision]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    return torch.float32
+
+
+def get_rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's global generators that a run on ``device`` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = getattr(torch, device.type).get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Restore what ``get_rng_state`` returned; a device that it does not name keeps its state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cpu" and device.type in state:
+        getattr(torch, device.type).set_rng_state(state[device.type])
+
+
+def configure_for_test(generator: nn.Module, config: Config) -> None:
+    """Switch ``generator`` to its behaviour at test time, which two settings decide."""
+    generator.eval()
+    for module in generator.modules():
+        if isinstance(module, nn.Dropout):
+            module.train(config.dropout_at_test)
+        elif isinstance(module, nn.BatchNorm2d) and config.batch_norm_at_test == "batch":
+            # Training mode computes the batch's own statistics; not tracking them keeps the
+            # running ones as training left them.
+            module.train()
+            module.track_running_stats = False
+
+
+@contextmanager
+def testing(generator: nn.Module, config: Config, device: torch.device) -> Iterator[None]:
+    """Lend ``generator`` for test-time use, then hand it back to the training unchanged.
+
+    Nothing inside touches the random state of the training, and dropout at test, where it is on,
+    draws the same noise every time.
+    """
+    rng_state = get_rng_state(device)
+    torch.manual_seed(config.seed)
+    configure_for_test(generator, config)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        generator.train()
+        for module in generator.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats = True
+        set_rng_state(rng_state, device)
+
+
+# --- Checkpoints ---
+class CheckpointError(ValueError):
+    """A file that is not a usable checkpoint of this project."""
+
+
+def save_file(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that no moment leaves a half-written file at ``path``.
+
+    Raises:
+        OSError: It could not be written; what stood at ``path`` is as before.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written: {error}. Older checkpoints are untouched; free some "
+            "space or mend the permissions, then give the same command to go on from them."
+        ) from error
+    os.replace(temporary, path)
+
+
+def save_checkpoint(content: dict[str, Any], folder: Path) -> None:
+    """Write ``latest.pt`` (the last one becomes ``previous.pt``) and ``generator.pt``.
+
+    Args:
+        content: The training state by name, with "generator" and "config" among the names;
+            tensors and plain data only.
+        folder: ``checkpoints/NAME``.
+
+    Raises:
+        OSError: A file could not be written; the older ones are untouched.
+    """
+    incoming, latest = folder / "incoming.pt", folder / "latest.pt"
+    save_file(content, incoming)
+    if latest.exists():
+        os.replace(latest, folder / "previous.pt")
+    os.replace(incoming, latest)
+    save_file({key: content[key] for key in ("generator", "config")}, folder / "generator.pt")
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, tensors on the CPU; code hidden in the file is not run.
+
+    Raises:
+        CheckpointError: The file is damaged, or no checkpoint of this project.
+        OSError: It does not exist or cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a checkpoint, such as checkpoints/NAME/generator.pt."
+        )
+    try:
+        # torch itself does not compare the checksums that it writes.
+        damaged = zipfile.ZipFile(path).testzip()
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match.")
+    if not isinstance(content, dict) or not {"generator", "config"} <= content.keys():
+        raise CheckpointError(
+            f"{path} is no checkpoint of this project: it does not hold a generator and its config."
+        )
+    return content
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint in ``checkpoints/NAME``, or None if there is none.
+
+    A damaged ``latest.pt`` is named on the screen, and ``previous.pt`` used instead.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none is whole.
+    """
+    damage: list[str] = []
+    for path in (folder / "latest.pt", folder / "previous.pt"):
+        if not path.exists():
+            continue
+        try:
+            content = load_file(path)
+        except CheckpointError as error:
+            damage.append(str(error))
+            continue
+        for message in damage:
+            print(f"{message}\nGoing on from {path} instead.")
+        return content
+    if damage:
+        raise CheckpointError(
+            "\n".join(damage) + "\nNo whole checkpoint is left; start over with --fresh."
+        )
+    return None
+
+
+def build_generator(config: Config) -> Generator:
+    """Return the generator that a resolved ``config`` describes, freshly initialised."""
+    return Generator(
+        config.input_nc,
+        config.output_nc,
+        crop_size=config.crop_size,
+        ngf=config.ngf,
+        norm=config.norm,
+        dropout=config.dropout,
+    )
+
+
+def config_from(content: dict[str, Any], path: Path) -> Config:
+    """Return the Config that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: It holds settings that this version does not have.
+    """
+    unknown = content["config"].keys() - {field.name for field in fields(Config)}
+    if unknown:
+        raise CheckpointError(
+            f"{path} was made by another version of this project: it has the settings "
+            f"{', '.join(sorted(unknown))}, which this version does not know."
+        )
+    return Config(**content["config"])
+
+
+def load_generator(path: str | Path, device: str | torch.device = "auto") -> Generator:
+    """Return a trained generator, ready to translate.
+
+    Args:
+        path: ``generator.pt`` or ``latest.pt`` of a run.
+        device: Where to put it; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Returns:
+        The module, configured for test, its settings as ``generator.config``. It takes
+        (N, input_nc, H, W) in [-1, 1], H and W divisible by crop_size or its 2^depth.
+
+    Raises:
+        CheckpointError: The file is damaged or no checkpoint of this project.
+        OSError: It does not exist or cannot be read.
+        ValueError: This machine has no such device.
+    """
+    path = Path(path)
+    content = load_file(path)
+    config = config_from(content, path)
+    generator = build_generator(config)
+    generator.load_state_dict(content["generator"])
+    configure_for_test(generator, config)
+    generator.config = config
+    return generator.requires_grad_(False).to(pick_device(str(device)))
+
+
+def move_aside(folder: Path) -> None:
+    """Rename ``folder`` to NAME.old1, or the next number that is free; nothing if it is missing."""
+    if not folder.exists():
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    print(f"{folder} is now {aside}.")
+
+
+# --- How scripts stop ---
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM asked the run to stop.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a request; a second one stops at once.
+
+    A context: outside it, and in threads that cannot take signals, they act as ever.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+        print("\nStopping after this step; again to stop at once.", file=sys.stderr)
+
+    def check(self) -> None:
+        """Raise Interrupted if a stop was requested."""
+        if self.signum is not None:
+            raise Interrupted("stopped", self.signum)
+
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield ``items``, checking before each."""
+        for item in items:
+            self.check()
+            yield item
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's ``main``: a user's mistake ends in its message and exit code 2."""
+    try:
+        main()
+    except KeyboardInterrupt as stop:
+        print(stop or "Stopped at once; the last checkpoint is as it was.", file=sys.stderr)
+        sys.exit(getattr(stop, "exit_code", 130))
+    except torch.OutOfMemoryError as error:
+        print(f"{error}\nLower batch_size, then crop_size, then ngf.", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

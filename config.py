@@ -24,7 +24,7 @@ PAPER: dict[str, Any] = {
 # What the recipe of a data set changes in that. The paper's shorter trainings do not decay.
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
-    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4},
+    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 3, "n_epochs_decay": 2},
     "facades": {"direction": "BtoA"},
     "maps": {},
     "cityscapes": {"direction": "BtoA"},
@@ -68,7 +68,7 @@ class Config:
     output_nc: int = 3
     """Channels of the output pictures: 1 (grey) or 3 (colour)."""
     cache_limit_gb: float = 16.0
-    """Largest cache of decoded pictures, in GB under data/.cache; above it, each is decoded anew."""
+    """Largest cache of decoded pictures (data/.cache), in GB; above it each is decoded anew."""
 
     # --- The networks ---
     ngf: int = 64

@@ -57,7 +57,7 @@ CHANGEABLE = {
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g_gan", "l1")
 
 
-class Diverged(ValueError):
+class DivergedError(ValueError):
     """A loss is no longer a finite number."""
 
 
@@ -388,10 +388,7 @@ class Run:
         if config.keep_generators and epoch % config.keep_generators == 0:
             content = {"generator": state.generator.state_dict(), "config": asdict(config)}
             save_file(content, self.checkpoints / f"generator_{epoch:03d}.pt")
-        shown = [f"{name} {value:.4g}" for name, value in values.items() if "l1" in name]
-        shown += [
-            f"{n} {v:.4g}" for n, v in values.items() if n.startswith("val_") and "l1" not in n
-        ]
+        shown = [f"{n} {v:.4g}" for n, v in values.items() if n == "l1" or n.startswith("val_")]
         tqdm.write(f"epoch {epoch}/{self.n_epochs}: {', '.join(shown)}")
 
     def is_due(self, interval: int) -> bool:
@@ -429,12 +426,12 @@ class Run:
         """Read the LOSSES from the device.
 
         Raises:
-            Diverged: One is not a finite number.
+            DivergedError: One is not a finite number.
         """
         read = dict(zip(LOSSES, losses.tolist(), strict=True))
         broken = [name for name, value in read.items() if not math.isfinite(value)]
         if broken:
-            raise Diverged(
+            raise DivergedError(
                 f"{' and '.join(broken)} became infinite or NaN in epoch {self.state.epoch + 1}. "
                 f"{self.checkpoints / 'latest.pt'}, if there is one, is from before that: go on "
                 "from it with a lower --lr (half of it), or with --precision fp32."
@@ -445,7 +442,7 @@ class Run:
         """Write the checkpoint.
 
         Raises:
-            Diverged: A loss was not finite; the last good checkpoint stays.
+            DivergedError: A loss was not finite; the last good checkpoint stays.
             OSError: It could not be written; the older ones stay.
         """
         self.finite(self.state.totals)

@@ -146,7 +146,10 @@ def _number(least: float, *, above: bool = False) -> tuple[Callable[[Any], bool]
 _CHANNELS = (lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset": (bool, "a folder, or one of " + ", ".join(PRESETS)),
-    "name": (lambda value: PurePath(value).name == value, "a plain folder name without slashes"),
+    "name": (
+        lambda value: value not in (".", "..") and not set(value) & set('/\\:*?"<>|'),
+        "a plain folder name, without slashes and the like",
+    ),
     "val_fraction": (lambda value: 0 < value < 1, "a number between 0 and 1"),
     "load_size": _whole(32),
     "crop_size": (

@@ -255,12 +255,14 @@ def _as_is(batch: Tensor) -> Tensor:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, and so does SIGTERM from `timeout` or a batch
-    # system. The main process decides what it means and still needs batches until then; a
-    # second SIGTERM is its own, to be rid of the worker.
+    # Ctrl-C and `timeout` signal the whole process group, but what it means is for the main
+    # process to decide, which needs batches until then: workers leave the group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    # A forked worker has none of the threads that OpenCV believes it started.
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    # A fork inherits the main process's handler, and with it could not be ended at exit.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A fork has none of the threads that OpenCV believes it started.
     cv2.setNumThreads(0)
 
 

@@ -1,0 +1,121 @@
+from dataclasses import fields
+
+import pytest
+from conftest import script
+
+from config import PRESETS, Config, describe, resolve
+
+
+def test_default_is_the_paper_but_for_towns():
+    config, origin = resolve(Config(dataset="anything/photos"))
+    assert (config.direction, config.load_size, config.crop_size) == ("AtoB", 286, 256)
+    assert (config.batch_size, config.flip, config.lambda_l1, config.lr) == (1, True, 100, 2e-4)
+    assert (config.n_epochs, config.n_epochs_decay, config.name) == (100, 100, "photos")
+    assert origin["crop_size"] == "paper"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("facades", {"direction": "BtoA", "n_epochs": 100, "batch_size": 1}),
+        ("data/facades", {"direction": "BtoA"}),
+        ("cityscapes", {"direction": "BtoA"}),
+        ("maps", {"direction": "AtoB", "load_size": 286}),
+        ("edges2shoes", {"batch_size": 4, "n_epochs": 15, "n_epochs_decay": 0, "flip": False}),
+        ("night2day", {"batch_size": 4, "n_epochs": 17, "flip": True, "load_size": 286}),
+    ],
+)
+def test_presets(dataset: str, expected: dict):
+    config, origin = resolve(Config(dataset=dataset))
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert origin["direction"].startswith("preset")
+
+
+def test_a_typed_value_wins_over_the_preset():
+    config, origin = resolve(Config(dataset="facades", direction="AtoB", flip=False))
+    assert (config.direction, config.flip) == ("AtoB", False)
+    assert (origin["direction"], origin["flip"]) == ("typed", "typed")
+    assert "typed" in describe(config, origin)
+
+
+@pytest.mark.parametrize(
+    ("typed", "load_size", "crop_size"),
+    [
+        ({"crop_size": 128}, 143, 128),
+        ({"load_size": 572}, 572, 512),
+        ({"load_size": 200}, 200, 128),
+        ({"crop_size": 512, "load_size": 512}, 512, 512),
+    ],
+)
+def test_the_other_size_keeps_the_ratio(typed: dict, load_size: int, crop_size: int):
+    config, _ = resolve(Config(dataset="maps", **typed))
+    assert (config.load_size, config.crop_size) == (load_size, crop_size)
+
+
+def test_naming_the_two_folders_leaves_the_recipe_of_towns():
+    config, _ = resolve(Config(train_dir="my/pairs/one", val_dir="my/pairs/two"))
+    assert (config.name, config.crop_size) == ("pairs", 256)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"crop_size": 100}, ["crop_size is 100", "power of two from 32 to 1024"]),
+        ({"crop_size": 2048}, ["crop_size is 2048"]),
+        ({"crop_size": 256, "load_size": 200}, ["load_size 200", "set load_size to 256"]),
+        ({"crop_size": 32, "n_layers_d": 4}, ["n_layers_d 4", "to 3 or less", "64 or more"]),
+        ({"gan_mode": "wgan"}, ["gan_mode is 'wgan'", "vanilla or lsgan or none"]),
+        ({"gan_mode": "none", "lambda_l1": 0}, ["no loss", "lambda_l1 above 0"]),
+        ({"batch_size": True}, ["batch_size is True"]),
+        ({"batch_size": "4"}, ["batch_size is '4'"]),
+        ({"lr": 0.0}, ["lr is 0.0", "above 0"]),
+        ({"lr": float("nan")}, ["lr is nan"]),
+        ({"train_dir": "a"}, ["val_dir is empty"]),
+        ({"n_epochs": 0, "n_epochs_decay": 0}, ["set n_epochs to 1"]),
+        ({"name": "../elsewhere"}, ["name is", "without slashes"]),
+        ({"name": ".."}, ["name is", "without slashes"]),
+        ({"device": "gpu"}, ["device is 'gpu'", "cuda"]),
+        ({"input_nc": 2}, ["input_nc is 2", "1 (grey) or 3"]),
+        ({"dropout": 0}, ["dropout is 0"]),
+    ],
+)
+def test_what_cannot_work_is_refused(settings: dict, parts: list[str]):
+    with pytest.raises(ValueError) as error:
+        Config(**settings)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_deep_discriminator_is_refused_with_the_crop_of_the_recipe():
+    with pytest.raises(ValueError, match="n_layers_d 6"):
+        resolve(Config(dataset="towns", n_layers_d=6))
+    Config(crop_size=32, n_layers_d=3)
+    Config(crop_size=128, n_layers_d=5)
+
+
+def test_help_explains_every_setting():
+    result = script("train.py", "--help")
+    assert result.returncode == 0
+    for field in fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--crop-size", "100"], "power of two"),
+        (["--crop-sizes", "128"], "--crop-size"),
+        (["--flip", "perhaps"], "flip"),
+        (["--dataset", "nowhere"], "no such folder"),
+        (["--dataset", "edges2shoes"], "data/edges2shoes"),
+    ],
+)
+def test_a_wrong_command_ends_in_one_message(arguments: list[str], part: str):
+    result = script("train.py", *arguments)
+    assert result.returncode == 2
+    assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_every_preset_resolves():
+    for dataset in PRESETS:
+        resolve(Config(dataset=dataset))

@@ -1,0 +1,89 @@
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from config import Config
+from train import train
+from utils import CheckpointError, load_file, load_generator, pick_device
+
+
+@pytest.fixture
+def run(towns: Path) -> Config:
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize("name", ["latest.pt", "generator.pt"])
+def test_load_generator_gives_the_trained_network(run: Config, name: str):
+    generator = load_generator(f"checkpoints/a/{name}", device="cpu")
+    assert (generator.config.crop_size, generator.config.ngf) == (32, 4)
+    x = torch.rand(2, 3, 32, 64) * 2 - 1
+    assert torch.equal(generator(x), generator(x))
+    weights = torch.load("checkpoints/a/latest.pt", weights_only=True)["generator"]
+    assert all(torch.equal(generator.state_dict()[key], weights[key]) for key in weights)
+
+
+def test_dropout_at_test(run: Config):
+    train(replace(run, name="b", dropout_at_test=True))
+    generator = load_generator("checkpoints/b/generator.pt", device="cpu")
+    x = torch.rand(1, 3, 32, 32)
+    assert not torch.equal(generator(x), generator(x))
+
+
+@pytest.mark.parametrize(("statistics", "depends"), [("batch", True), ("running", False)])
+def test_batch_norm_at_test(run: Config, statistics: str, depends: bool):
+    train(replace(run, name="b", norm="batch", batch_norm_at_test=statistics))
+    generator = load_generator("checkpoints/b/generator.pt", device="cpu")
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    x[1] *= 0.1
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    alone, together = generator(x[:1]), generator(x)[:1]
+    assert torch.allclose(alone, together, atol=1e-5) != depends
+    assert all(torch.equal(before[k], v) for k, v in generator.state_dict().items())
+
+
+def test_files_that_are_no_checkpoints(run: Config, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_generator(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"text\.pt is damaged or no checkpoint"):
+        load_generator(tmp_path / "text.pt")
+    whole = Path("checkpoints/a/generator.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"half\.pt is damaged"):
+        load_generator(tmp_path / "half.pt")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="does not hold a generator"):
+        load_generator(tmp_path / "other.pt")
+
+
+def test_a_hostile_file_does_nothing(tmp_path: Path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "pwned",)
+
+    torch.save({"generator": Hostile(), "config": {}}, tmp_path / "hostile.pt")
+    with pytest.raises(CheckpointError):
+        load_file(tmp_path / "hostile.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(CheckpointError):
+        load_file(tmp_path / "bare.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_settings_of_another_version_are_named(run: Config, tmp_path: Path):
+    content = torch.load("checkpoints/a/generator.pt", weights_only=True)
+    content["config"]["flux"] = 3
+    torch.save(content, tmp_path / "new.pt")
+    with pytest.raises(CheckpointError, match=r"another version.*flux"):
+        load_generator(tmp_path / "new.pt")
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"cuda:77.*this machine has cpu"):
+        pick_device("cuda:77")

@@ -286,7 +286,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second one stops at once.
+    """Turns Ctrl-C or SIGTERM into a request; a second Ctrl-C stops at once.
 
     A context: outside it, and in threads that cannot take signals, they act as ever.
     """
@@ -306,10 +306,11 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        # Only a person presses twice; `timeout` sends SIGTERM twice within microseconds.
+        if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
-        print("\nStopping after this step; again to stop at once.", file=sys.stderr)
+        print("\nStopping after this step (Ctrl-C again: at once).", file=sys.stderr)
 
     def check(self) -> None:
         """Raise Interrupted if a stop was requested."""

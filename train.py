@@ -11,6 +11,7 @@ The whole algorithm, for each batch of pairs (x, y):
 goes on where the last one stopped.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -305,13 +306,15 @@ class Run:
         self.val_pairs = open_pairs(config, split, training=False)
         for note in self.pairs.notes + self.val_pairs.notes:
             print(note)
-        self.palette = target_palette(config.dataset, config.direction)
+        self.palette = target_palette(Path(config.dataset).name, config.direction)
         self.steps_per_epoch = len(self.pairs) // config.batch_size
 
         self.state = new_state(config, self.device)
         if saved is not None:
             self.restore(saved)
         self.report = Report(Path("evaluation") / config.name, epochs_done=self.state.epoch)
+        settings = self.report.folder / "config.json"
+        settings.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
         self.stop = StopRequest()
         self.speed = math.nan
         self.saved_at = time.monotonic()

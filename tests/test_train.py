@@ -121,7 +121,13 @@ def test_a_run_writes_what_the_readme_says(towns: Path):
     names = {path.name for path in Path("evaluation/a").iterdir()}
     outputs = {f"output_{n:03d}.png" for n in (1, 2, 3)}
     grids = {f"epoch_{n:03d}.png" for n in (1, 2, 3)}
-    assert {"metrics.csv", "curves.png", "input.png", "target.png"} | outputs | grids <= names
+    assert {
+        "metrics.csv",
+        "config.json",
+        "curves.png",
+        "input.png",
+        "target.png",
+    } | outputs | grids <= names
     found = {path.name for path in Path("checkpoints/a").iterdir()}
     assert found == {"latest.pt", "generator.pt", "generator_002.pt"}
     _, rows, _ = results("a")

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from palettes import TOWNS
-from townplan import SPAN, Pen, Town, draw_classes, outlines, plan_town
+from townplan import Pen, Town, draw_classes, outlines, plan_town
 
 OVERSAMPLE = 2  # pictures are drawn so much larger and shrunk, to smooth the photo's edges
 MIN_SHARE, MAX_SHARE = 0.02, 0.45  # of a class in a picture: no slivers, and none fills it
@@ -169,7 +169,7 @@ def _expose(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def draw_pair(seed: int, split: str, index: int, size: int = SPAN) -> tuple[np.ndarray, np.ndarray]:
+def draw_pair(seed: int, split: str, index: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Draw one pair, which depends on nothing but the arguments.
 
     Args:
@@ -195,7 +195,7 @@ def draw_pair(seed: int, split: str, index: int, size: int = SPAN) -> tuple[np.n
     return aerial, np.array([*TOWNS.values()], dtype=np.uint8)[classes]
 
 
-def draw_towns(folder: Path, n_train: int, n_val: int, size: int = SPAN, seed: int = 0) -> None:
+def draw_towns(folder: Path, n_train: int, n_val: int, size: int = 256, seed: int = 0) -> None:
     """Draw the whole data set: folder/train/0001.png ... and folder/val/0001.png ...
 
     Each file holds the photo on the left and the map on the right. The set is drawn beside the

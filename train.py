@@ -38,6 +38,7 @@ from utils import (
     StopRequest,
     build_generator,
     get_rng_state,
+    keep_freed_memory,
     load_checkpoint,
     move_aside,
     pick_device,
@@ -299,6 +300,7 @@ class Run:
         )
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
         torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+        keep_freed_memory()
 
         split = split_of(config)
         print(split.layout)

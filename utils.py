@@ -1,5 +1,6 @@
 """Checkpoints and their generators, device and random state, and how scripts stop."""
 
+import ctypes
 import os
 import pickle
 import signal
@@ -7,7 +8,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -58,6 +59,20 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let Linux's C library keep large freed blocks, for the next training step to use.
+
+    It gives each back to the system otherwise, and a step at 128 px on a CPU then spends a fifth
+    of its time on 50,000 page faults. Other C libraries are left as they are.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            m_trim_threshold, m_mmap_threshold = -1, -3  # as in glibc's malloc.h
+            libc.mallopt(m_mmap_threshold, 2**30)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def get_rng_state(device: torch.device) -> dict[str, Tensor]:

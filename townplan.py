@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from palettes import TOWNS
 
-SPAN = 200  # lengths are in plan units, and so many of them span the picture at any size
+SPAN = 176  # lengths are in plan units, and so many of them span the picture at any size
 REACH = 200  # half the side of the plan, whose turned and bent edge must stay out of sight
 CLASSES = list(TOWNS)
 

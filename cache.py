@@ -7,9 +7,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,9 +19,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from layouts import Pair
-from pictures import BadPictures, Header, PictureError, Recipe, read_header, read_pair, shape_of
+from pairs import Recipe, check_pair, read_pair, shape_of
+from pictures import BadPictures, Header, PictureError, listed
 
-FORMAT = 1  # to be raised when the bytes of a file change for the same pairs and recipe
+FORMAT = 2  # to be raised when the bytes of a file change for the same pairs and recipe
 MAGIC = b"\nPAIRS\r\n"
 CHUNK = 64  # pairs decoded ahead of the one being written
 STALE_S = 3600  # a file under construction is left alone while it was written to so lately
@@ -37,10 +39,12 @@ class PairCache:
         recipe: What to make of them.
         folder: Where the file is or will be.
         limit_gb: Gigabytes (1e9 bytes) that the arrays may take.
+        skip: Whether to leave out pairs that cannot be used, as long as any can.
 
     Attributes:
+        pairs: The pairs that can be used, in the order given.
         sizes: Original (height, width) of one half, per pair.
-        notes: Remarks for the user, one line each.
+        notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
         BadPictures: Naming every pair that cannot be used.
@@ -48,27 +52,39 @@ class PairCache:
     """
 
     def __init__(
-        self, pairs: tuple[Pair, ...], recipe: Recipe, *, folder: Path, limit_gb: float
+        self,
+        pairs: Sequence[Pair],
+        recipe: Recipe,
+        *,
+        folder: Path,
+        limit_gb: float,
+        skip: bool = False,
     ) -> None:
-        self.pairs, self.recipe = pairs, recipe
+        self.recipe = recipe
         self.path = folder.absolute() / f"{_fingerprint(pairs, recipe)}.pairs"
+        limit = limit_gb * 1e9
         index = _read_index(self.path)
-        if index is None or not (index["stored"] or index["n_bytes"] > limit_gb * 1e9):
-            index = self._build(limit_gb * 1e9)
+        if index is None or not (index["stored"] or index["needed"] > limit):
+            index = _build(self.path, pairs, recipe, limit=limit, skip=skip)
+        bad = _bad_pictures(index, len(pairs))
+        if bad.errors and not (skip and index["good"]):
+            raise bad
+        self.pairs = tuple(pairs[number] for number in index["good"])
         self.sizes = [(height, width) for height, width in index["sizes"]]
         self.dtype = np.dtype(index["dtype"])
         self.stored: bool = index["stored"]
         self.shapes = [tuple(shape) for shape in index["shapes"]]
         self.offsets = _offsets(self.shapes, self.dtype)
         self._bytes: np.ndarray | None = None
-        self.notes = (
-            []
-            if self.stored
-            else [
-                f"the cache would need {index['n_bytes'] / 1e9:.1f} GB, over cache_limit_gb "
+        self.notes: list[str] = []
+        if bad.errors:
+            left_out = f"{len(bad.errors)} of {len(pairs)} pairs cannot be used and are left out"
+            self.notes.append(f"{left_out}:\n{listed(bad.errors)}")
+        if not self.stored:
+            self.notes.append(
+                f"the cache would need {index['needed'] / 1e9:.1f} GB, over cache_limit_gb "
                 f"{limit_gb:g}: pictures are decoded on the fly"
-            ]
-        )
+            )
 
     def read(self, index: int) -> np.ndarray:
         """Return a pair as an array (height, width, channels) that must not be written to.
@@ -77,11 +93,10 @@ class PairCache:
             BadPictures: If the pair is decoded now and its file has vanished or changed.
         """
         if not self.stored:
-            pair = self.pairs[index]
             try:
-                return read_pair(pair, self.recipe, self.dtype)
+                return read_pair(self.pairs[index], self.recipe, self.dtype)
             except PictureError as error:
-                raise BadPictures.of({pair: str(error)}, len(self.pairs)) from error
+                raise BadPictures([error], len(self.pairs)) from error
         if self._bytes is None:
             self._bytes = np.asarray(np.memmap(self.path, mode="r"))
         array = self._bytes[self.offsets[index] : self.offsets[index + 1]]
@@ -91,52 +106,55 @@ class PairCache:
         """Leave the mapping out: pickled it would be copied, a worker opens the file itself."""
         return {**self.__dict__, "_bytes": None}
 
-    def _build(self, limit: float) -> dict[str, Any]:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            headers = list(_in_order(pool, read_header, self.pairs, "checking pictures"))
-            good = [header for header in headers if isinstance(header, Header)]
-            dtype = np.dtype(np.uint16 if any(h.deep for h in good) else np.uint8)
-            shapes = [shape_of(self.recipe) for _ in good]
-            n_bytes = _offsets(shapes, dtype)[-1]
-            index = {
-                "dtype": dtype.name,
-                "shapes": shapes,
-                "sizes": [(h.height, h.width) for h in good],
-                "n_bytes": n_bytes,
-                "stored": n_bytes <= limit,
-            }
-            with _whole_file(self.path, n_bytes if index["stored"] else 0) as file:
-                self._write(file, pool, headers, index)
-        return index
 
-    def _write(
-        self,
-        file: BinaryIO,
-        pool: ThreadPoolExecutor,
-        headers: list[Header | PictureError],
-        index: dict[str, Any],
-    ) -> None:
-        bad = {
-            p: str(h)
-            for p, h in zip(self.pairs, headers, strict=True)
-            if isinstance(h, PictureError)
-        }
-        good = [pair for pair in self.pairs if pair not in bad]
+def _build(
+    path: Path, pairs: Sequence[Pair], recipe: Recipe, *, limit: float, skip: bool
+) -> dict[str, Any]:
+    """Check and decode all pairs and write the cache file; return its index."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        check = partial(check_pair, recipe=recipe)
+        headers = list(_in_order(pool, check, pairs, "checking pictures"))
+        good = [header for header in headers if isinstance(header, Header)]
+        dtype = np.dtype(np.uint16 if any(h.deep for h in good) else np.uint8)
+        needed = _offsets([shape_of(header, recipe) for header in good], dtype)[-1]
+        index = {"dtype": dtype.name, "needed": needed, "stored": needed <= limit}
+        index |= {"good": [], "shapes": [], "sizes": [], "bad": []}
 
-        def decode(pair: Pair) -> np.ndarray:
-            return read_pair(pair, self.recipe, np.dtype(index["dtype"]))
+        def decode(number: int) -> np.ndarray:
+            if isinstance(headers[number], PictureError):
+                raise headers[number]
+            return read_pair(pairs[number], recipe, dtype)
 
-        for pair, array in zip(
-            good, _in_order(pool, decode, good, "decoding pictures"), strict=True
-        ):
-            if isinstance(array, PictureError):
-                bad[pair] = str(array)
-            elif index["stored"] and not bad:
-                file.write(array.data)
-        if bad:
-            raise BadPictures.of({p: bad[p] for p in self.pairs if p in bad}, len(self.pairs))
-        tail = json.dumps(index).encode()
-        file.write(tail + len(tail).to_bytes(8, "little") + MAGIC)
+        with _whole_file(path, needed if index["stored"] else 0) as file:
+            arrays = _in_order(pool, decode, range(len(pairs)), "decoding pictures")
+            _write(file, index, zip(headers, arrays, strict=True))
+            if index["bad"] and not skip:
+                raise _bad_pictures(index, len(pairs))
+    return index
+
+
+def _write(file: BinaryIO, index: dict[str, Any], read: Iterable[tuple[Any, Any]]) -> None:
+    """Write the arrays that could be read, fill the index in and write it after them."""
+    for number, (header, array) in enumerate(read):
+        if isinstance(array, PictureError):
+            reasons = {str(file.absolute()): why for file, why in array.reasons.items()}
+            index["bad"].append((reasons, array.advice))
+            continue
+        index["good"].append(number)
+        index["shapes"].append(array.shape)
+        index["sizes"].append((header.height, header.width))
+        if index["stored"]:
+            file.write(array.data)
+    tail = json.dumps(index).encode()
+    file.write(tail + len(tail).to_bytes(8, "little") + MAGIC)
+
+
+def _bad_pictures(index: dict[str, Any], n_pairs: int) -> BadPictures:
+    errors = [
+        PictureError({Path(path): why for path, why in reasons.items()}, advice)
+        for reasons, advice in index["bad"]
+    ]
+    return BadPictures(errors, n_pairs)
 
 
 def _fingerprint(pairs: Sequence[Pair], recipe: Recipe) -> str:
@@ -146,12 +164,12 @@ def _fingerprint(pairs: Sequence[Pair], recipe: Recipe) -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
-def _facts(file: Path) -> tuple[str, int, int]:
+def _facts(file: Path) -> tuple[str, int, int, int]:
     try:
         stat = file.stat()
     except OSError:
-        return str(file.absolute()), -1, -1  # reading its header will say what is wrong
-    return str(file.absolute()), stat.st_size, stat.st_mtime_ns
+        return str(file.absolute()), -1, -1, -1  # reading its header will say what is wrong
+    return str(file.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_mode
 
 
 def _offsets(shapes: Sequence[Sequence[int]], dtype: np.dtype) -> list[int]:
@@ -167,30 +185,30 @@ def _read_index(path: Path) -> dict[str, Any] | None:
             n_total = file.seek(0, os.SEEK_END)
             file.seek(max(0, n_total - foot))
             n_tail, magic = int.from_bytes(file.read(8), "little"), file.read()
-            if magic != MAGIC or n_tail > n_total - foot:
+            if magic != MAGIC:
                 return None
             file.seek(n_total - foot - n_tail)
             index = json.loads(file.read(n_tail))
     except (OSError, ValueError):
         return None
-    n_bytes = index["n_bytes"] if index["stored"] else 0
+    n_bytes = _offsets(index["shapes"], np.dtype(index["dtype"]))[-1] if index["stored"] else 0
     return index if n_bytes + n_tail + foot == n_total else None
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, read: Callable[[Pair], Any], pairs: Sequence[Pair], title: str
+    pool: ThreadPoolExecutor, read: Callable[[Any], Any], items: Sequence[Any], title: str
 ) -> Iterator[Any]:
-    """Yield what ``read`` makes of each pair, or its PictureError, with a progress bar."""
+    """Yield what ``read`` makes of each item, or its PictureError, with a progress bar."""
 
-    def attempt(pair: Pair) -> Any:
+    def attempt(item: Any) -> Any:
         try:
-            return read(pair)
+            return read(item)
         except PictureError as error:
             return error
 
-    with tqdm(total=len(pairs), desc=title, unit="pair", leave=False) as bar:
-        for start in range(0, len(pairs), CHUNK):
-            for result in pool.map(attempt, pairs[start : start + CHUNK]):
+    with tqdm(total=len(items), desc=title, unit="pair", leave=False) as bar:
+        for start in range(0, len(items), CHUNK):
+            for result in pool.map(attempt, items[start : start + CHUNK]):
                 yield result
                 bar.update()
 

@@ -50,9 +50,13 @@ class Config:
     name: str = ""
     """Name of the run, for its folders of results; empty: the data set's folder name."""
     train_dir: str = ""
-    """Folder of training pairs, where it is not called train; needs val_dir as well."""
+    """Folder of training pairs, where it is not called train."""
     val_dir: str = ""
     """Folder of validation pairs, where it is not called val or test; needs train_dir as well."""
+    input_dir: str = ""
+    """Folder of input pictures, whose targets have the same names in target_dir."""
+    target_dir: str = ""
+    """Folder of target pictures; the pairs of the two folders are split by val_fraction."""
     val_fraction: float = 0.1
     """Share of the pairs kept for validation, where the folder has no split of its own."""
     direction: Literal["AtoB", "BtoA"] | None = None
@@ -63,6 +67,14 @@ class Config:
     """Side in pixels of the training pictures: a power of two from 32 to 1024."""
     flip: bool | None = None
     """Mirror half of the pairs, left to right, at random."""
+    keep_aspect: bool = False
+    """Scale the short side to load_size and crop, instead of squeezing pictures to a square."""
+    square_halves: bool = True
+    """Expect side-by-side pictures twice as wide as high; off: cut any even width in half."""
+    nearest: Literal["none", "input", "target", "both"] = "none"
+    """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
+    on_bad_picture: Literal["stop", "skip"] = "stop"
+    """stop lists every picture that cannot be used; skip lists them and goes on without."""
     input_nc: int = 3
     """Channels of the input pictures: 1 (grey) or 3 (colour)."""
     output_nc: int = 3
@@ -204,11 +216,17 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
 
 def _check_pairs(config: Config) -> None:
     """Refuse values that cannot work together, naming the smallest change that does."""
-    if bool(config.train_dir) != bool(config.val_dir):
-        missing = "val_dir" if config.train_dir else "train_dir"
+    if config.val_dir and not config.train_dir:
         raise ValueError(
-            f"{missing} is empty; train_dir and val_dir name the two folders together. "
-            f"Set {missing} too, or leave both empty."
+            "val_dir is set without train_dir; set train_dir too, or leave both empty."
+        )
+    if bool(config.input_dir) != bool(config.target_dir):
+        missing = "target_dir" if config.input_dir else "input_dir"
+        raise ValueError(f"{missing} is empty; input_dir and target_dir are set together.")
+    if config.input_dir and config.train_dir:
+        raise ValueError(
+            "input_dir and train_dir are both set; name either the two folders of inputs and "
+            "targets, or those of training and validation pairs."
         )
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
@@ -248,8 +266,9 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
         ValueError: Values that cannot work together once the recipe has filled the gaps.
     """
     defaults = Config()
-    if config.train_dir and config.dataset == defaults.dataset:
-        config = replace(config, dataset=str(PurePath(os.path.abspath(config.train_dir)).parent))
+    named_folder = config.train_dir or config.input_dir
+    if named_folder and config.dataset == defaults.dataset:
+        config = replace(config, dataset=str(PurePath(os.path.abspath(named_folder)).parent))
     folder = PurePath(os.path.abspath(config.dataset)).name
     preset = PRESETS.get(folder, {})
     values = PAPER | preset

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cache import PairCache
 from layouts import Pair
-from pictures import BadPictures, Recipe
+from pairs import Recipe
+from pictures import BadPictures
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 
@@ -41,14 +42,21 @@ class PairedImages(Dataset):
         input_nc: Channels of the input, 1 or 3.
         output_nc: Channels of the target, 1 or 3.
         seed: Decides crops and mirroring.
+        keep_aspect: Scale the shorter side to load_size and crop, instead of squeezing pictures
+            to a square; for validation the centre is cropped.
+        nearest: Resize "none", the "input", the "target" or "both" by nearest neighbour, so that
+            the colours of labels stay as they are.
+        square_halves: Whether the halves of side-by-side pictures must be square, which tells
+            them from single pictures.
+        on_bad_picture: "stop" raises BadPictures; "skip" leaves bad pairs out and notes them.
         cache_dir: Folder of the cache files; made when missing.
         cache_limit_gb: Gigabytes (1e9 bytes) that the cache of these pairs may take. Above
             it pictures are decoded each time they are used.
 
     Attributes:
-        pairs: The pairs, in the order of the indices.
+        pairs: The pairs that are used, in the order of the indices.
         sizes: Original (height, width) of one half, per pair.
-        notes: Remarks for the user, one line each.
+        notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
         BadPictures: Naming every picture that cannot be read or used.
@@ -68,31 +76,31 @@ class PairedImages(Dataset):
         input_nc: int = 3,
         output_nc: int = 3,
         seed: int = 0,
+        keep_aspect: bool = False,
+        nearest: str = "none",
+        square_halves: bool = True,
+        on_bad_picture: str = "stop",
         cache_dir: Path = Path("data/.cache"),
         cache_limit_gb: float = 16.0,
     ) -> None:
-        if load_size < crop_size:
-            raise ValueError(
-                f"load_size {load_size} is below crop_size {crop_size}, so no crop fits. Set "
-                f"load_size to {crop_size} or more"
-            )
-        self.pairs = tuple(pairs)
-        self.seed = seed
-        self.recipe = Recipe(load_size if augment else crop_size, direction, input_nc, output_nc)
-        steps = [A.RandomCrop(crop_size, crop_size)] if augment else []
-        steps += [A.HorizontalFlip(p=0.5)] if augment and flip else []
-        self._augment = A.Compose(steps)
-        self._cache = PairCache(
-            self.pairs, self.recipe, folder=Path(cache_dir), limit_gb=cache_limit_gb
+        if on_bad_picture not in ("stop", "skip"):
+            raise ValueError(f'on_bad_picture must be "stop" or "skip", not {on_bad_picture!r}')
+        size = load_size if augment else crop_size
+        self.recipe = Recipe(
+            size, direction, input_nc, output_nc, keep_aspect, nearest, square_halves
         )
+        self._augment = _augmentation(load_size, crop_size, augment=augment, flip=flip)
+        self._cache = PairCache(
+            pairs,
+            self.recipe,
+            folder=Path(cache_dir),
+            limit_gb=cache_limit_gb,
+            skip=on_bad_picture == "skip",
+        )
+        self.seed = seed
+        self.pairs: tuple[Pair, ...] = self._cache.pairs
         self.sizes: list[tuple[int, int]] = self._cache.sizes
-        self.notes = self._cache.notes + self._enlarged(load_size if augment else crop_size)
-
-    def _enlarged(self, side: int) -> list[str]:
-        small = sum(min(size) < side for size in self.sizes)
-        what = "load_size" if self._augment.transforms else "crop_size"
-        many = f"{small} of {len(self)} pictures are smaller than {what} {side} and are enlarged"
-        return [many] if small else []
+        self.notes = self._cache.notes + _enlarged(self.sizes, size, augment)
 
     def __len__(self) -> int:
         """Count the pairs."""
@@ -124,6 +132,25 @@ class PairedImages(Dataset):
             transform.set_random_seed(_seed(self.seed, epoch, index, step))
         # One array under the one target that is always transformed, so no half is left behind.
         return self._augment(image=pair)["image"]
+
+
+def _augmentation(load_size: int, crop_size: int, *, augment: bool, flip: bool) -> A.Compose:
+    if load_size < crop_size:
+        raise ValueError(
+            f"load_size {load_size} is below crop_size {crop_size}, so no crop fits. Set "
+            f"load_size to {crop_size} or more"
+        )
+    # Validation pictures that kept their aspect are still longer than the crop.
+    crop = A.RandomCrop if augment else A.CenterCrop
+    mirror = [A.HorizontalFlip(p=0.5)] if augment and flip else []
+    return A.Compose([crop(crop_size, crop_size), *mirror])
+
+
+def _enlarged(sizes: Sequence[tuple[int, int]], size: int, augment: bool) -> list[str]:
+    small = sum(min(height_width) < size for height_width in sizes)
+    setting = f"{'load_size' if augment else 'crop_size'} {size}"
+    note = f"{small} of {len(sizes)} pictures are smaller than {setting} and are enlarged"
+    return [note] if small else []
 
 
 def _seed(*parts: int) -> int:

@@ -1,59 +1,41 @@
-"""Scores of a generator on pairs it was not trained on."""
+"""Score a generator on pairs: ``python evaluate.py checkpoints/NAME/generator.pt``."""
 
-from collections.abc import Iterable
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
 from torchmetrics.functional.segmentation import mean_iou
+from tqdm.auto import tqdm
 
-from dataset import normalise
+from config import Config
+from dataset import PairedImages, normalise, validation_loader
+from palettes import merged_classes, target_palette
+from sources import open_pairs, split_of
+from utils import load_generator, pick_autocast, run_script
 
 Palette = dict[str, tuple[int, int, int]]
+Scores = dict[str, float]
 
 
-def evaluate(
-    generator: nn.Module,
-    batches: Iterable[Tensor],
-    *,
-    input_nc: int,
-    device: torch.device,
-    autocast: torch.autocast,
-    palette: Palette | None = None,
-) -> dict[str, float]:
-    """Score a generator that is already configured for test.
-
-    Args:
-        generator: Takes (1, input_nc, H, W) in [-1, 1].
-        batches: Pairs one at a time, integers (1, input_nc + output_nc, H, W), not augmented.
-        input_nc: Channels of the input.
-        device: Where the generator is.
-        autocast: The precision to compute in.
-        palette: Colours of the classes, where the targets are label pictures.
+# --- One picture ---
+def score_picture(fake: Tensor, y: Tensor, palette: Palette | None) -> Scores:
+    """Score one output ``fake`` against its target ``y``, both (1, C, H, W) in [-1, 1].
 
     Returns:
-        Means over the pictures: ``l1`` on [-1, 1]; ``psnr`` in dB and ``ssim`` on [0, 1];
-        ``sharpness``, the gradient energy of the outputs over that of the targets (1 is as sharp
-        as real, below is blurred); and with a palette ``accuracy``, the share of the pixels
-        whose nearest colour is the target's, and ``miou``, the mean over the classes that stand
-        in the output or the target.
+        ``l1`` on [-1, 1]; ``psnr`` in dB and ``ssim`` on [0, 1]; the gradient ``energy`` of
+        both; and with a palette what ``score_classes`` returns.
     """
-    scores: list[dict[str, float]] = []
-    for batch in batches:
-        x, y = normalise(batch.to(device), input_nc)
-        with torch.inference_mode(), autocast:
-            fake = generator(x)
-        scores.append(score_picture(fake.float(), y, palette))
-    means = {name: sum(row[name] for row in scores) / len(scores) for name in scores[0]}
-    means["sharpness"] = means.pop("energy") / means.pop("target_energy")
-    return means
-
-
-def score_picture(fake: Tensor, y: Tensor, palette: Palette | None) -> dict[str, float]:
-    """Score one output ``fake`` against its target ``y``, both (1, C, H, W) in [-1, 1]."""
     unit_fake, unit_y = (fake + 1) / 2, (y + 1) / 2
     scores = {
         "l1": (fake - y).abs().mean(),
@@ -63,10 +45,31 @@ def score_picture(fake: Tensor, y: Tensor, palette: Palette | None) -> dict[str,
         "target_energy": gradient_energy(y),
     }
     if palette is not None:
-        found, true = nearest_class(fake, palette), nearest_class(y, palette)
-        scores["accuracy"] = (found == true).float().mean()
-        scores["miou"] = mean_iou(found, true, num_classes=len(palette), input_format="index")[0]
+        scores |= score_classes(nearest_class(fake, palette), nearest_class(y, palette), palette)
     return {name: float(value) for name, value in scores.items()}
+
+
+def score_classes(found: Tensor, true: Tensor, palette: Palette) -> Scores:
+    """Compare class numbers, (1, H, W) each.
+
+    Returns:
+        ``accuracy``, the share of the pixels that agree; ``class_accuracy``, its mean over the
+        classes of the target; ``miou``, the mean intersection over union of the classes that
+        stand in either; and ``merged_accuracy`` for palettes with two classes that are hardly
+        apart, with those taken as one.
+    """
+    right = found == true
+    scores = {
+        "accuracy": right.float().mean().item(),
+        "class_accuracy": sum(right[true == label].float().mean().item() for label in true.unique())
+        / len(true.unique()),
+        "miou": mean_iou(found, true, num_classes=len(palette), input_format="index")[0].item(),
+    }
+    if merged := merged_classes(palette):
+        kept, dropped = (list(palette).index(name) for name in merged)
+        one, other = (classes.where(classes != dropped, kept) for classes in (found, true))
+        scores["merged_accuracy"] = (one == other).float().mean().item()
+    return scores
 
 
 def gradient_energy(picture: Tensor) -> Tensor:
@@ -82,3 +85,248 @@ def nearest_class(picture: Tensor, palette: Palette) -> Tensor:
     """
     colours = torch.tensor(list(palette.values()), device=picture.device) / 127.5 - 1
     return torch.cdist(picture.movedim(1, -1), colours).argmin(dim=-1)
+
+
+# --- All pictures ---
+class FixedMarks:
+    """Measures the marks that stand at the same place in every picture.
+
+    With h a picture less its local mean (17x17), e the mean energy of h over N pictures and m
+    the energy of the mean h: (m - e/N) / (e (1 - 1/N)). 0 means that the pictures share nothing,
+    as real ones do; 1 that they are all alike.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.energy, self.total = 0, 0.0, torch.zeros(())
+
+    def add(self, picture: Tensor) -> None:
+        """Add one picture, (1, C, H, W) in [-1, 1]."""
+        detail = picture - F.avg_pool2d(F.pad(picture, (8, 8, 8, 8), mode="reflect"), 17, stride=1)
+        detail = detail.double().cpu()
+        self.count += 1
+        self.energy += detail.square().mean().item()
+        self.total = self.total + detail
+
+    def value(self) -> float:
+        """Return the measure; NaN for fewer than two pictures or flat ones."""
+        if self.count < 2 or self.energy == 0:
+            return float("nan")
+        e, n = self.energy / self.count, self.count
+        m = (self.total / n).square().mean().item()
+        return (m - e / n) / (e * (1 - 1 / n))
+
+
+def translate_all(
+    generator: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    input_nc: int,
+    device: torch.device,
+    autocast: torch.autocast,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield input, output and target of each pair, (1, C, H, W) in [-1, 1], float32.
+
+    Args:
+        generator: Configured for test; takes (1, input_nc, H, W) in [-1, 1].
+        batches: Pairs one at a time, integers (1, input_nc + output_nc, H, W), not augmented.
+        input_nc: Channels of the input.
+        device: Where the generator is.
+        autocast: The precision to compute in.
+    """
+    for batch in batches:
+        x, y = normalise(batch.to(device), input_nc)
+        with torch.inference_mode(), autocast:
+            fake = generator(x)
+        yield x, fake.float(), y
+
+
+def evaluate(
+    generator: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    palette: Palette | None = None,
+    **options: Any,
+) -> Scores:
+    """Score a generator that is already configured for test.
+
+    Args:
+        generator: See ``translate_all``, which takes the other options too.
+        batches: See ``translate_all``.
+        palette: Colours of the classes, where the targets are label pictures.
+        **options: ``input_nc``, ``device`` and ``autocast`` of ``translate_all``.
+
+    Returns:
+        Means over the pictures, see ``mean_scores``.
+    """
+    triples = translate_all(generator, batches, **options)
+    return mean_scores([score_picture(fake, y, palette) for _, fake, y in triples])
+
+
+def plain_means(rows: list[Scores]) -> Scores:
+    """Return the mean of each score over the pictures."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def mean_scores(rows: list[Scores]) -> Scores:
+    """Return the means over pictures.
+
+    The gradient energies become ``sharpness``, the energy of the outputs over that of the
+    targets: 1 is as sharp as real, below is blurred.
+    """
+    means = plain_means(rows)
+    means["sharpness"] = means.pop("energy") / max(means.pop("target_energy"), 1e-12)
+    return means
+
+
+def majority_scores(targets: list[Tensor], palette: Palette) -> dict[str, Any]:
+    """Score the answer that names the commonest class everywhere.
+
+    Args:
+        targets: Class numbers of each target, (1, H, W).
+        palette: Colours of the classes.
+    """
+    counts = sum(torch.bincount(classes.flatten(), minlength=len(palette)) for classes in targets)
+    commonest = int(counts.argmax())
+    rows = [score_classes(torch.full_like(true, commonest), true, palette) for true in targets]
+    return {"class": list(palette)[commonest], **plain_means(rows)}
+
+
+# --- The script ---
+class Reader:
+    """Reads outputs back with a generator of the opposite direction (the paper's FCN score).
+
+    Where targets are photos no distance to them tells real from blurred; but a network that was
+    trained to turn photos into labels recognises what looks real. What it reads from the real
+    pictures is the ceiling.
+
+    Args:
+        path: Checkpoint of the generator that reads.
+        config: Settings of the generator that is scored.
+        device: Where to read.
+
+    Raises:
+        ValueError: It was not trained the other way round, or its labels have no known palette.
+    """
+
+    def __init__(self, path: Path, config: Config, device: torch.device) -> None:
+        self.generator = load_generator(path, device)
+        reads = self.generator.config
+        if reads.direction == config.direction:
+            raise ValueError(
+                f"{path} was trained in the direction {reads.direction}, like the checkpoint it is "
+                "to read; give as --reader one that was trained the other way round."
+            )
+        if (reads.input_nc, reads.output_nc) != (config.output_nc, config.input_nc):
+            raise ValueError(
+                f"{path} turns {reads.input_nc} channels into {reads.output_nc}; a reader of this "
+                f"checkpoint turns {config.output_nc} into {config.input_nc}."
+            )
+        self.palette = target_palette(Path(config.dataset).name, reads.direction)
+        if self.palette is None:
+            raise ValueError(
+                f"The inputs of {config.dataset} are not label pictures with a palette in "
+                "palettes.py, so there is nothing to compare what the reader reads with."
+            )
+
+    def read(self, picture: Tensor, x: Tensor, autocast: torch.autocast) -> Scores:
+        """Score what it reads in ``picture`` against the true labels ``x``, (1, C, H, W) both."""
+        with torch.inference_mode(), autocast:
+            found = self.generator(picture)
+        return score_classes(
+            nearest_class(found.float(), self.palette), nearest_class(x, self.palette), self.palette
+        )
+
+
+def score_checkpoint(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    dataset: str = "",
+    split: Literal["val", "train"] = "val",
+    reader: Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Score a trained generator on a data set, picture by picture.
+
+    Args:
+        checkpoint: generator.pt or latest.pt of a run.
+        dataset: Folder of pairs, or a name in PRESETS; empty: the one it was trained on.
+        split: The validation or the training pairs, neither of them augmented.
+        reader: Checkpoint trained in the opposite direction, to read the outputs back.
+        device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
+
+    Returns:
+        What it writes to ``evaluation/NAME/scores_val.json``; the scores of each picture stand
+        in ``scores_val.csv``.
+
+    Raises:
+        ValueError, OSError: A checkpoint, folder or picture that cannot be used.
+    """
+    generator = load_generator(checkpoint, device)
+    config = generator.config
+    if dataset:
+        config = replace(
+            config, dataset=dataset, train_dir="", val_dir="", input_dir="", target_dir=""
+        )
+    place = next(generator.parameters()).device
+    reading = Reader(reader, config, place) if reader else None
+    pairs = open_pairs(config, getattr(split_of(config), split), augment=False)
+    rows, scores = _score_all(generator, config, pairs, reading)
+    summary = {
+        "checkpoint": str(checkpoint),
+        "dataset": config.dataset,
+        "split": split,
+        "pictures": len(rows),
+        **scores,
+    }
+    _write(Path("evaluation") / config.name / f"scores_{split}", pairs, rows, summary)
+    return summary
+
+
+def _score_all(
+    generator: nn.Module, config: Config, pairs: PairedImages, reading: Reader | None
+) -> tuple[list[Scores], dict[str, Any]]:
+    """Return the scores of each picture, and what they come to."""
+    device = next(generator.parameters()).device
+    autocast = pick_autocast(config.precision, device)
+    palette = target_palette(Path(config.dataset).name, config.direction)
+    rows, read, read_real, targets = [], [], [], []
+    marks, real_marks = FixedMarks(), FixedMarks()
+    batches = tqdm(validation_loader(pairs), desc="scoring", unit="picture")
+    options = {"input_nc": config.input_nc, "device": device, "autocast": autocast}
+    for x, fake, y in translate_all(generator, batches, **options):
+        rows.append(score_picture(fake, y, palette))
+        marks.add(fake)
+        real_marks.add(y)
+        if palette is not None:
+            targets.append(nearest_class(y, palette))
+        if reading is not None:
+            read.append(reading.read(fake, x, autocast))
+            read_real.append(reading.read(y, x, autocast))
+    scores: dict[str, Any] = mean_scores(rows)
+    scores |= {"fixed_marks": marks.value(), "fixed_marks_of_targets": real_marks.value()}
+    if palette is not None:
+        scores["majority"] = majority_scores(targets, palette)
+    if reading is not None:
+        scores["reader_on_outputs"] = plain_means(read)
+        scores["reader_on_targets"] = plain_means(read_real)
+    return rows, scores
+
+
+def _write(stem: Path, pairs: PairedImages, rows: list[Scores], summary: dict[str, Any]) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with open(stem.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["picture", *rows[0]])
+        writer.writeheader()
+        for pair, row in zip(pairs.pairs, rows, strict=True):
+            writer.writerow({"picture": pair.name, **row})
+    stem.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(summary, indent=2))
+    print(f"Scores of each picture: {stem.with_suffix('.csv')}")
+
+
+def main() -> None:
+    """Score the checkpoint named on the command line."""
+    tyro.cli(score_checkpoint)
+
+
+if __name__ == "__main__":
+    run_script(main)

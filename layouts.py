@@ -6,12 +6,24 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 VAL_NAMES = ("val", "test")
 DEPTH = 2  # unpacked archives nest: GIVEN/maps/maps/train
+MAX_LISTED = 20  # names in a message
+
+Pattern = tuple[str, str | None]
+Halves = tuple[Path, Path | None]  # the folders of A and B, or of both side by side and None
+
+WITH_SPLIT: tuple[Pattern, ...] = (
+    ("{}A", "{}B"),
+    ("A/{}", "B/{}"),
+    ("{}/A", "{}/B"),
+    ("{}", None),
+)
+WITHOUT_SPLIT: tuple[Pattern, ...] = (("A", "B"), ("", None))
 
 
 @dataclass(frozen=True)
@@ -48,50 +60,82 @@ class Split:
     layout: str
     root: Path
 
+    def describe(self, name: str, sizes: Sequence[tuple[int, int]]) -> str:
+        """Say in one line what was found.
+
+        Args:
+            name: The name of the data set.
+            sizes: (height, width) of one half, per pair.
+        """
+        halves = 2 if self.train[0].b is None else 1
+        seen = sorted({(halves * width, height) for height, width in sizes})
+        spread = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys([*seen[:1], *seen[-1:]]))
+        counts = f"{len(self.train)} train and {len(self.val)} val pairs"
+        return f"{name}: {counts}, {self.layout}, {spread}"
+
 
 def find_pairs(
     dataset: Path,
     *,
     train_dir: str = "",
     val_dir: str = "",
+    input_dir: str = "",
+    target_dir: str = "",
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> Split:
     """Find the training and validation pairs below a folder.
 
-    Looked for in this order: the folders named by ``train_dir`` and ``val_dir``; a folder
-    ``train`` with ``val`` (or ``test``) beside it, in ``dataset`` or up to two levels below;
-    one folder of pictures, of which ``val_fraction`` is held out for validation.
+    Folders that are named are taken. Otherwise each folder from ``dataset`` to two levels below
+    is looked at for a training set in one of these layouts, the validation set being called
+    ``val`` or ``test`` instead of ``train``:
+
+    - two folders of pictures that pair up by name, whatever the suffix: ``trainA`` and
+      ``trainB``, ``A/train`` and ``B/train``, or ``train/A`` and ``train/B``;
+    - side by side, A left and B right in each picture: ``train``.
+
+    Where there is no validation set, or pictures lie in ``A`` and ``B`` or in one folder alone,
+    ``val_fraction`` of the pairs is held out.
 
     Args:
         dataset: The folder of the data set.
-        train_dir: Folder of the training pictures, absolute or relative to ``dataset``; empty
-            to look for it.
+        train_dir: Folder of the training pictures (or of folders A and B), absolute or relative
+            to ``dataset``; empty to look for it.
         val_dir: The same for the validation pictures.
-        val_fraction: Share of the pictures held out where there is no validation folder,
-            above 0 and below 1; at least one picture is held out and one kept.
-        seed: Chooses which pictures are held out.
+        input_dir: Folder of the pictures A, absolute or relative to ``dataset``. Goes with
+            ``target_dir``; the pairs are split by ``val_fraction``.
+        target_dir: Folder of the pictures B.
+        val_fraction: Share of the pairs held out where there is no validation set, above 0 and
+            below 1; at least one pair is held out and one kept.
+        seed: Chooses which pairs are held out.
 
     Raises:
         OSError: If a folder is missing, is a file, or cannot be read.
-        ValueError: If there are no pictures, too few, or more than one place to choose from.
+        ValueError: If there are no pictures, too few, names that do not pair up, or more than
+            one place to choose from.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must be above 0 and below 1, not {val_fraction}")
     dataset = Path(dataset)
-    if train_dir or val_dir:
-        return _named_folders(dataset, train_dir, val_dir, (val_fraction, seed))
-    _check_folder(dataset, "the data set")
-    root = _only([d for d in _below(dataset) if _child(d, "train")], dataset, "a train folder")
-    if root:
-        train = _child(root, "train")
-        vals = [v for name in VAL_NAMES if (v := _child(root, name)) and pictures_in(v)]
-        if vals:
-            return Split(_side_by_side(train), _side_by_side(vals[0]), "side by side", root)
-        return _split(train, _side_by_side(train), val_fraction, seed)
-    flat = [dataset] if pictures_in(dataset) else [d for d in _below(dataset) if pictures_in(d)]
-    folder = _only(flat, dataset, "pictures") or dataset
-    return _split(folder, _side_by_side(folder), val_fraction, seed)
+    if any((train_dir, val_dir, input_dir, target_dir)):
+        named = {"train_dir": train_dir, "val_dir": val_dir}
+        named |= {"input_dir": input_dir, "target_dir": target_dir}
+        root, train, val = dataset, *_named_folders(dataset, named)
+    else:
+        _check_folder(dataset, "the data set")
+        root, train, val = _look_for(dataset)
+    problems: list[str] = []
+    train_pairs = _pair_up(train, problems)
+    val_pairs = _pair_up(val, problems) if val else ()
+    if problems:
+        raise ValueError(
+            "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
+            "each name in both folders, whatever the suffix. Rename, add or remove the ones listed"
+        )
+    layout = "two folders" if train[1] else "side by side"
+    if val:
+        return Split(train_pairs, val_pairs, layout, root)
+    return _split(Split(train_pairs, (), layout, root), val_fraction, seed)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -103,55 +147,120 @@ def pictures_in(folder: Path) -> list[Path]:
     return [p for p in _entries(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
-def _named_folders(
-    dataset: Path, train_dir: str, val_dir: str, split_by: tuple[float, int]
-) -> Split:
-    if not train_dir:
+def _named_folders(dataset: Path, named: dict[str, str]) -> tuple[Halves, Halves | None]:
+    """Return the training and validation folders that the settings name."""
+    given = {name: dataset / folder for name, folder in named.items() if folder}
+    if set(given) not in ({"train_dir"}, {"train_dir", "val_dir"}, {"input_dir", "target_dir"}):
         raise ValueError(
-            f"val_dir is set ({val_dir}) but train_dir is not. Set train_dir to the folder of the "
-            f"training pictures, or leave both empty to have them looked for"
+            f"of the folders, only {' and '.join(given)} is set. Set input_dir and target_dir "
+            f"together, or train_dir with or without val_dir, or none to have the folders looked "
+            f"for"
         )
-    train, val = dataset / train_dir, dataset / val_dir
-    _check_folder(train, "train_dir")
-    if not val_dir:
-        return _split(train, _side_by_side(train), *split_by)
-    _check_folder(val, "val_dir")
-    if train.resolve() == val.resolve():
-        raise ValueError(
-            f"train_dir and val_dir are the same folder, {train}, so validation would see the "
-            f"training pictures. Leave val_dir empty to hold a part of it out (val_fraction)"
-        )
-    return Split(_side_by_side(train), _side_by_side(val), "side by side", dataset)
+    for name, folder in given.items():
+        _check_folder(folder, name)
+    first, *second = given.values()
+    if second and first.samefile(second[0]):
+        raise ValueError(f"{' and '.join(given)} are the same folder, {first}. Name two folders")
+    if "input_dir" in given:
+        return (first, second[0]), None
+    return _halves(first), _halves(second[0]) if second else None
 
 
-def _side_by_side(folder: Path) -> tuple[Pair, ...]:
-    found = pictures_in(folder)
+def _halves(folder: Path) -> Halves:
+    a, b = _find(folder, "A"), _find(folder, "B")
+    return (a, b) if a and b else (folder, None)
+
+
+def _look_for(dataset: Path) -> tuple[Path, Halves, Halves | None]:
+    """Return the one data set at or below a folder: where, to train on, to validate on."""
+    found = _candidates(dataset, WITH_SPLIT, "train") or _candidates(dataset, WITHOUT_SPLIT, "")
     if not found:
+        raise ValueError(_no_pictures(dataset))
+    if len(found) > 1:
+        lines = [" and ".join(str(d) for d in halves if d) for _, _, halves in found]
+        if len(lines) > MAX_LISTED:
+            lines[MAX_LISTED:] = [f"and {len(lines) - MAX_LISTED} more"]
+        listed = "\n".join(f"  {line}" for line in lines)
         raise ValueError(
-            f"{folder} holds no pictures ({_contents(folder)}). Expected side-by-side pictures "
-            f"({', '.join(SUFFIXES)}) in it, or in folders train and val below it"
+            f"{dataset} holds more than one set of pictures:\n{listed}\nExpected one. Give the "
+            f"folder of one as the data set, or set train_dir and val_dir; if two of these hold "
+            f"inputs and targets, set input_dir and target_dir to them"
         )
-    return tuple(Pair(p) for p in found)
+    root, pattern, train = found[0]
+    if pattern in WITHOUT_SPLIT:
+        return root, train, None
+    vals = (_set_at(root, pattern, name) for name in VAL_NAMES)
+    return root, train, next((val for val in vals if val), None)
 
 
-def _split(root: Path, pairs: Sequence[Pair], val_fraction: float, seed: int) -> Split:
+def _candidates(
+    dataset: Path, patterns: Sequence[Pattern], role: str
+) -> list[tuple[Path, Pattern, Halves]]:
+    found, part_of_another = [], set()
+    for root in _below(dataset):
+        for pattern in patterns if root not in part_of_another else ():
+            if halves := _set_at(root, pattern, role):
+                found.append((root, pattern, halves))
+                # A/train is half of a set, not a set in A.
+                part_of_another |= {d for half in halves if half for d in (half, half.parent)}
+    return found
+
+
+def _set_at(root: Path, pattern: Pattern, role: str) -> Halves | None:
+    a, b = (None if half is None else _find(root, half.format(role)) for half in pattern)
+    complete = a and (b or pattern[1] is None)
+    return (a, b) if complete and (pictures_in(a) or (b and pictures_in(b))) else None
+
+
+def _pair_up(halves: Halves, problems: list[str]) -> tuple[Pair, ...]:
+    """Return the pairs of two folders, or of one; names without a partner go to ``problems``."""
+    a, b = halves
+    for folder in (d for d in halves if d):
+        if not pictures_in(folder):
+            raise ValueError(_no_pictures(folder))
+    if b is None:
+        return tuple(Pair(picture) for picture in pictures_in(a))
+    ours, theirs = _by_stem(a), _by_stem(b)
+    for folder, here, there in ((a, ours, theirs), (b, theirs, ours)):
+        alone = [files[0].name for stem, files in here.items() if stem not in there]
+        double = [" = ".join(f.name for f in files) for files in here.values() if len(files) > 1]
+        problems += [f"  only in {folder}: {_some(alone)}"] if alone else []
+        problems += [f"  the same name in {folder}: {_some(double)}"] if double else []
+    return tuple(Pair(files[0], theirs[stem][0]) for stem, files in ours.items() if stem in theirs)
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    stems: dict[str, list[Path]] = {}
+    for picture in pictures_in(folder):
+        stems.setdefault(_normal(picture.stem).casefold(), []).append(picture)
+    return stems
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
+
+
+def _split(split: Split, val_fraction: float, seed: int) -> Split:
+    pairs = split.train
     if len(pairs) < 2:
         raise ValueError(
-            f"{root} holds one pair only, and at least two are needed, one of them to validate "
-            f"on. Add pictures, or set val_dir to a folder of validation pictures"
+            f"{split.root} holds one pair only, and at least two are needed, one of them to "
+            f"validate on. Add pictures, or set train_dir and val_dir to two folders"
         )
 
     # Ranking by a hash of the name keeps most of the split when pictures are added later.
     def rank(pair: Pair) -> bytes:
-        return hashlib.blake2b(f"{seed}/{_normal(pair.a.name)}".encode()).digest()
+        name = f"{seed}/{_normal(pair.a.name)}".encode(errors="surrogatepass")
+        return hashlib.blake2b(name).digest()
 
     n_val = min(max(1, round(len(pairs) * val_fraction)), len(pairs) - 1)
     held_out = set(sorted(pairs, key=rank)[:n_val])
-    return Split(
-        tuple(p for p in pairs if p not in held_out),
-        tuple(p for p in pairs if p in held_out),
-        f"side by side, no val folder: {n_val} of {len(pairs)} held out (val_fraction)",
-        root,
+    return replace(
+        split,
+        train=tuple(pair for pair in pairs if pair not in held_out),
+        val=tuple(pair for pair in pairs if pair in held_out),
+        layout=f"{split.layout}, {n_val} of {len(pairs)} held out by val_fraction",
     )
 
 
@@ -171,27 +280,23 @@ def _check_folder(folder: Path, what: str) -> None:
     raise FileNotFoundError(f"{what} {folder} does not exist ({hint}). Give the path of a folder")
 
 
-def _only(found: list[Path], dataset: Path, what: str) -> Path | None:
-    if len(found) > 1:
-        listed = "\n".join(f"  {folder}" for folder in found[:20])
-        raise ValueError(
-            f"{len(found)} folders at or below {dataset} hold {what}:\n{listed}\n"
-            f"Expected one data set. Give one of these as the data set, or set train_dir and "
-            f"val_dir"
-        )
-    return found[0] if found else None
-
-
 def _below(folder: Path, depth: int = DEPTH) -> list[Path]:
     found = [folder]
     for child in _entries(folder) if depth else []:
-        if child.is_dir():
+        if child.suffix.lower() not in SUFFIXES and child.is_dir():
             found += _below(child, depth - 1)
     return found
 
 
-def _child(folder: Path, name: str) -> Path | None:
-    return next((d for d in _entries(folder) if d.name.lower() == name and d.is_dir()), None)
+def _find(folder: Path, path: str) -> Path | None:
+    """Return the folder at ``path`` below a folder, upper or lower case, if there is one."""
+    found: Path | None = folder
+    for name in path.split("/") if path else ():
+        names = (d for d in _entries(found) if d.name.lower() == name.lower() and d.is_dir())
+        found = next(names, None)
+        if found is None:
+            break
+    return found
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -210,6 +315,12 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)  # macOS stores accents apart from their letters
 
 
-def _contents(folder: Path) -> str:
-    kinds = Counter("folders" if p.is_dir() else p.suffix or "no suffix" for p in _entries(folder))
-    return ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common(5)) or "it is empty"
+def _no_pictures(folder: Path) -> str:
+    files = (
+        f.suffix or "without suffix" for d in _below(folder) for f in _entries(d) if f.is_file()
+    )
+    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(files).most_common(5))
+    return (
+        f"{folder} holds no pictures ({kinds or 'it is empty'}). Expected {', '.join(SUFFIXES)} in "
+        f"it, or in folders train and val below it, side by side or in folders A and B"
+    )

@@ -38,6 +38,8 @@ FACADES: dict[str, tuple[int, int, int]] = {
     "shop": (170, 0, 0),
 }
 
+# Classes whose colours are hardly apart, so that accuracy is also given with them as one.
+_MERGED = (("land", "built_up"),)
 # In all three sets A is the photo and B the label picture, so only AtoB has labels as targets.
 _LABELS = {"towns": TOWNS, "maps": MAPS, "facades": FACADES}
 
@@ -59,3 +61,8 @@ def target_palette(dataset: str, direction: str) -> dict[str, tuple[int, int, in
     if direction not in ("AtoB", "BtoA"):
         raise ValueError(f'direction must be "AtoB" or "BtoA", not {direction!r}')
     return _LABELS.get(dataset) if direction == "AtoB" else None
+
+
+def merged_classes(palette: dict[str, tuple[int, int, int]]) -> tuple[str, str] | None:
+    """Return the two classes of ``palette`` that are hardly apart in colour, if it has any."""
+    return next((pair for pair in _MERGED if set(pair) <= palette.keys()), None)

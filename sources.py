@@ -1,10 +1,12 @@
 """From the settings to the pairs: where a data set lies, and its training and validation part."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from config import PRESETS, Config
 from dataset import PairedImages
-from layouts import Split, find_pairs
+from layouts import Pair, Split, find_pairs
+from pictures import BadPictures
 from towns import draw_towns
 
 TOWNS_TRAIN, TOWNS_VAL = 400, 40
@@ -42,32 +44,53 @@ def split_of(config: Config) -> Split:
     Raises:
         ValueError, OSError: The folder does not hold pairs; the message says what was expected.
     """
-    folder = Path(config.train_dir).parent if config.train_dir else find_dataset(config.dataset)
-    return find_pairs(
-        folder,
-        train_dir=config.train_dir and str(Path(config.train_dir).absolute()),
-        val_dir=config.val_dir and str(Path(config.val_dir).absolute()),
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-    )
+    names = ("train_dir", "val_dir", "input_dir", "target_dir")
+    named = {
+        name: str(Path(folder).absolute()) for name in names if (folder := getattr(config, name))
+    }
+    root = Path(config.dataset) if named else find_dataset(config.dataset)
+    return find_pairs(root, **named, val_fraction=config.val_fraction, seed=config.seed)
 
 
-def open_pairs(config: Config, split: Split, *, training: bool) -> PairedImages:
-    """Check, decode and cache the training or the validation pairs of ``split``.
+def open_pairs(config: Config, pairs: Sequence[Pair], *, augment: bool) -> PairedImages:
+    """Check, decode and cache ``pairs``, to train on (augmented) or to validate on.
 
     Raises:
         BadPictures: Listing every picture that cannot be used.
         OSError: The cache cannot be written.
     """
     return PairedImages(
-        split.train if training else split.val,
+        pairs,
         load_size=config.load_size,
         crop_size=config.crop_size,
         flip=config.flip,
-        augment=training,
+        augment=augment,
         direction=config.direction,
         input_nc=config.input_nc,
         output_nc=config.output_nc,
         seed=config.seed,
+        keep_aspect=config.keep_aspect,
+        nearest=config.nearest,
+        square_halves=config.square_halves,
+        on_bad_picture=config.on_bad_picture,
         cache_limit_gb=config.cache_limit_gb,
     )
+
+
+def open_split(config: Config, split: Split) -> tuple[PairedImages, PairedImages]:
+    """Open the training and the validation pairs.
+
+    Raises:
+        BadPictures: Listing every picture of both that cannot be used.
+        OSError: The cache cannot be written.
+    """
+    opened: list[PairedImages] = []
+    bad: list[BadPictures] = []
+    for pairs, augment in ((split.train, True), (split.val, False)):
+        try:
+            opened.append(open_pairs(config, pairs, augment=augment))
+        except BadPictures as error:
+            bad.append(error)
+    if bad:
+        raise BadPictures.joined(bad)
+    return opened[0], opened[1]

@@ -32,7 +32,7 @@ from evaluate import evaluate
 from generator import Generator
 from palettes import target_palette
 from report import Report, Sample
-from sources import open_pairs, split_of
+from sources import open_split, split_of
 from utils import (
     Interrupted,
     StopRequest,
@@ -41,6 +41,7 @@ from utils import (
     keep_freed_memory,
     load_checkpoint,
     move_aside,
+    pick_autocast,
     pick_device,
     pick_dtype,
     run_script,
@@ -294,18 +295,14 @@ class Run:
         self.n_epochs = config.n_epochs + config.n_epochs_decay
         self.checkpoints = Path("checkpoints") / config.name
         self.device = pick_device(config.device)
-        dtype = pick_dtype(config.precision, self.device)
-        self.autocast = torch.autocast(
-            self.device.type, dtype=dtype, enabled=dtype != torch.float32
-        )
+        self.autocast = pick_autocast(config.precision, self.device)
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
         torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
         keep_freed_memory()
 
         split = split_of(config)
-        print(split.layout)
-        self.pairs = open_pairs(config, split, training=True)
-        self.val_pairs = open_pairs(config, split, training=False)
+        self.pairs, self.val_pairs = open_split(config, split)
+        print(split.describe(config.name, self.pairs.sizes))
         for note in self.pairs.notes + self.val_pairs.notes:
             print(note)
         self.palette = target_palette(Path(config.dataset).name, config.direction)

@@ -61,6 +61,12 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def pick_autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context for forward passes in that precision; it does nothing for float32."""
+    dtype = pick_dtype(precision, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def keep_freed_memory() -> None:
     """Let Linux's C library keep large freed blocks, for the next training step to use.
 

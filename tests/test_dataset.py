@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import active_children, get_context
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import cache
+import dataset
 import pictures
 from dataset import (
     BadPictures,
@@ -137,6 +139,8 @@ def test_enlarging_is_noted(tmp_path: Path, open_pairs: Opener) -> None:
     assert opened.sizes == [(40, 40), (40, 40), (50, 50)]
     assert opened[0, 0].shape == (6, 32, 32)
     assert open_pairs(pairs).notes == []
+    assert len(open_pairs(pairs, load_size=48, cache_limit_gb=1e-6).notes) == 1  # a cache is there
+    assert len(open_pairs(pairs, load_size=49, cache_limit_gb=1e-6).notes) == 2
 
 
 def test_grey_and_colour_are_converted(tmp_path: Path, open_pairs: Opener) -> None:
@@ -154,9 +158,10 @@ def test_grey_and_colour_are_converted(tmp_path: Path, open_pairs: Opener) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"direction": "BtoB"}, 'direction must be "AtoB" or "BtoA"'),
-        ({"input_nc": 4}, r"input_nc must be 1 \(grey\) or 3"),
-        ({"output_nc": 2}, r"output_nc must be 1 \(grey\) or 3"),
+        ({"direction": "BtoB"}, "direction must be one of AtoB, BtoA"),
+        ({"input_nc": 4}, "input_nc must be one of 1, 3"),
+        ({"nearest": "labels"}, "nearest must be one of none, input, target, both"),
+        ({"on_bad_picture": "ask"}, 'on_bad_picture must be "stop" or "skip"'),
         ({"load_size": 30}, "load_size 30 is below crop_size 32"),
     ],
 )
@@ -165,6 +170,62 @@ def test_settings_are_checked(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         open_pairs(draw(tmp_path, 1), **changes)
+
+
+@pytest.mark.parametrize("limit", [16.0, 0.0])
+def test_keep_aspect_crops_instead_of_squeezing(
+    tmp_path: Path, open_pairs: Opener, limit: float
+) -> None:
+    rows, columns = np.mgrid[:40, :100].astype(np.uint8)
+    half = np.stack([rows, columns, rows], axis=2)
+    wide = save(tmp_path / "1.png", np.concatenate([half, half], axis=1))
+    high = save(tmp_path / "2.png", noise(100, 80))
+    pairs = open_pairs(
+        [wide, high], keep_aspect=True, square_halves=False, cache_limit_gb=limit, flip=False
+    )
+    samples = [pairs[epoch, 0].int() for epoch in range(60)]
+    for sample in samples:  # neither squeezed nor parted
+        assert (sample[1].diff(dim=1) == 1).all()
+        assert torch.equal(sample[:3], sample[3:])
+    lefts = [int(sample[1, 0, 0]) for sample in samples]
+    assert min(lefts) < 10
+    assert max(lefts) > 58  # of 100 - 32
+    assert pairs[0, 1].shape == (6, 32, 32)
+    assert pairs.sizes == [(40, 100), (100, 40)]
+
+
+def test_keep_aspect_validates_on_the_centre(tmp_path: Path, open_pairs: Opener) -> None:
+    half = noise(32, 48)
+    pair = save(tmp_path / "1.png", np.concatenate([half, half], axis=1))
+    pairs = open_pairs([pair], augment=False, keep_aspect=True, square_halves=False)
+    assert np.array_equal(pairs[0, 0][:3].permute(1, 2, 0).numpy(), half[:, 8:40])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_16_bits_reach_the_device(tmp_path: Path, open_pairs: Opener, num_workers: int) -> None:
+    deep = (np.arange(32 * 64, dtype=np.uint16) * 32).reshape(32, 64)
+    pairs = open_pairs(
+        [save(tmp_path / "1.png", deep), *draw(tmp_path / "8bit", 1, 32, 64)],
+        load_size=32,
+        input_nc=1,
+        output_nc=1,
+        flip=False,
+    )
+    loader = training_loader(pairs, batch_size=2, n_epochs=1, num_workers=num_workers)
+    (batch,) = loader
+    assert batch.dtype == torch.uint16
+    x, _ = normalise(batch, 1)
+    expected = torch.from_numpy(deep[:, :32] / 32767.5 - 1).float()
+    assert any(torch.allclose(sample[0], expected, atol=1e-6) for sample in x)
+
+
+def test_label_colours_survive_both_ways_of_reading(tmp_path: Path, open_pairs: Opener) -> None:
+    colours = np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
+    drawn = colours[np.random.default_rng(0).integers(0, 2, (50, 100))]
+    pairs = open_pairs([save(tmp_path / "1.png", drawn)], nearest="target", load_size=37)
+    sample = pairs[0, 0]
+    assert set(sample[3:].unique().tolist()) == {0, 255}
+    assert len(sample[:3].unique()) > 2
 
 
 # The same samples everywhere
@@ -267,15 +328,32 @@ def test_a_batch_larger_than_the_data_set_is_refused(tmp_path: Path, open_pairs:
 def test_signals_to_the_group_are_left_to_the_main_process(
     tmp_path: Path, open_pairs: Opener
 ) -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pairs = open_pairs(draw(tmp_path, 8))
     batches_ = iter(training_loader(pairs, batch_size=1, n_epochs=20, num_workers=1))
     next(batches_)
-    signal.signal(signal.SIGTERM, before)
     (worker,) = active_children()
     assert os.getpgid(worker.pid) != os.getpgrp()
     os.kill(worker.pid, signal.SIGINT)
     assert len(list(batches_)) == 8 * 20 - 1
+
+
+def stand_by(ready: Event) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if inherited from a main process
+    dataset._start_worker(0)
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_worker_can_be_ended_whatever_it_inherits() -> None:
+    context = get_context("spawn")
+    ready = context.Event()
+    worker = context.Process(target=stand_by, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(timeout=60)
+    worker.terminate()
+    worker.join(timeout=5)
+    assert not worker.is_alive()
+    worker.kill()
 
 
 # On the device
@@ -298,11 +376,13 @@ def spoil(folder: Path) -> dict[str, Pair]:
     cut = save(folder / "cut.jpg", noise(200, 400))
     cut.a.write_bytes(cut.a.read_bytes()[:-9000])  # its header is whole
     bad = {
-        "damaged (image file is truncated": cut,
+        "it cannot be decoded (image file is truncated": cut,
         "an empty file (0 bytes)": Pair(folder / "empty.png"),
-        "not a picture that Pillow can read": Pair(folder / "text.png"),
-        "its width of 81 is odd": save(folder / "odd.png", noise(40, 81)),
-        "its halves are 15x40, smaller than 16x16": save(folder / "narrow.png", noise(40, 30)),
+        "not a PNG, JPEG, WebP, TIFF or BMP picture": Pair(folder / "text.png"),
+        "its size of 81x40 has an odd width": save(folder / "odd.png", noise(40, 81)),
+        "the picture to learn from is 12x12, smaller than 16x16": save(
+            folder / "tiny.png", noise(12, 24)
+        ),
         "it does not exist any more": Pair(folder / "gone.png"),
     }
     (folder / "empty.png").touch()
@@ -315,12 +395,12 @@ def test_bad_pictures_are_listed_all_at_once(
     tmp_path: Path, open_pairs: Opener, limit: float
 ) -> None:
     bad = spoil(tmp_path / "bad")
-    with pytest.raises(ValueError, match="6 of 8 pictures cannot be used") as caught:
+    with pytest.raises(ValueError, match="6 of 8 pairs cannot be used") as caught:
         open_pairs([*draw(tmp_path, 2), *bad.values()], cache_limit_gb=limit)
     assert isinstance(caught.value, BadPictures)
     for reason, pair in bad.items():
         assert f"  {pair.a}: {reason}" in str(caught.value)
-    assert "Repair or remove" in str(caught.value)
+    assert "Repair or remove the files listed" in str(caught.value)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -340,7 +420,45 @@ def test_a_picture_that_vanishes_during_training_is_named(
     with pytest.raises(BadPictures, match=r"001\.png: it does not exist any more") as caught:
         list(loader)
     assert "Traceback" not in str(caught.value)
-    assert str(caught.value).startswith("1 of 2 pictures")
+    assert str(caught.value).startswith("1 of 2 pairs")
+
+
+@pytest.mark.parametrize("limit", [16.0, 0.0])
+def test_bad_pictures_can_be_skipped(
+    tmp_path: Path, open_pairs: Opener, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    good, bad = draw(tmp_path, 3), spoil(tmp_path / "bad")
+    mixed = [good[0], *bad.values(), good[1], good[2]]
+    pairs = open_pairs(mixed, on_bad_picture="skip", cache_limit_gb=limit)
+    assert pairs.pairs == tuple(good)
+    assert pairs.notes[0].startswith("6 of 9 pairs cannot be used and are left out:\n")
+    for reason, pair in bad.items():
+        assert f"  {pair.a}: {reason}" in pairs.notes[0]
+    alone = open_pairs(good)
+    assert alone.sizes == pairs.sizes
+    for index in range(3):
+        assert torch.equal(pairs[0, index], alone[0, index])
+    forbid_opening(monkeypatch)
+    again = open_pairs(mixed, on_bad_picture="skip", cache_limit_gb=limit)
+    assert (again.pairs, again.notes) == (pairs.pairs, pairs.notes)
+    with pytest.raises(BadPictures, match="6 of 9 pairs"):
+        open_pairs(mixed, cache_limit_gb=limit)
+
+
+def test_there_must_be_a_good_picture_to_skip_to(tmp_path: Path, open_pairs: Opener) -> None:
+    bad = list(spoil(tmp_path / "bad").values())
+    for _ in range(2):  # decoding, and from what the first time found
+        with pytest.raises(BadPictures, match="6 of 6 pairs cannot be used"):
+            open_pairs(bad, on_bad_picture="skip")
+
+
+def test_a_picture_made_readable_is_found_again(tmp_path: Path, open_pairs: Opener) -> None:
+    good, (broken,) = draw(tmp_path, 1), draw(tmp_path / "late", 1)
+    content = broken.a.read_bytes()
+    broken.a.write_bytes(content[:200])
+    assert len(open_pairs([*good, broken], on_bad_picture="skip")) == 1
+    broken.a.write_bytes(content)
+    assert len(open_pairs([*good, broken], on_bad_picture="skip")) == 2
 
 
 # The cache
@@ -400,8 +518,14 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, open_pairs: Opener, keep: in
     file.write_bytes(whole[:keep])
     assert torch.equal(open_pairs(drawn)[0, 1], before)
     assert file.read_bytes() == whole
-    file.write_bytes(whole[:100] + whole[200:])
-    assert torch.equal(open_pairs(drawn)[0, 1], before)
+    for damaged in (
+        whole[:100] + whole[200:],
+        whole[:-1] + b"?",
+        whole[:-16] + bytes(8) + whole[-8:],
+    ):
+        file.write_bytes(damaged)
+        assert torch.equal(open_pairs(drawn)[0, 1], before)
+        assert file.read_bytes() == whole
 
 
 def test_the_data_folder_is_only_read(tmp_path: Path, open_pairs: Opener) -> None:
@@ -512,12 +636,13 @@ def test_workers_are_sent_the_path_and_not_the_pictures(tmp_path: Path, open_pai
 # The libraries' traps
 
 
-def test_importing_asks_no_server() -> None:
+@pytest.mark.parametrize("module", ["dataset", "pairs"])
+def test_importing_asks_no_server(module: str) -> None:
     program = (
         "import urllib.request, socket\n"
         "def refuse(*a, **k): print('asked a server')\n"
         "urllib.request.urlopen = socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "import dataset\n"
+        f"import {module}\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
     done = subprocess.run(

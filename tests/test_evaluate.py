@@ -1,12 +1,28 @@
+import csv
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, script
 from torch import nn
 
-from evaluate import evaluate, gradient_energy, nearest_class, score_picture
-from palettes import TOWNS
+from config import Config
+from evaluate import (
+    FixedMarks,
+    evaluate,
+    gradient_energy,
+    majority_scores,
+    nearest_class,
+    score_checkpoint,
+    score_classes,
+    score_picture,
+)
+from palettes import MAPS, TOWNS
+from train import train
 
 COLOURS = np.array(list(TOWNS.values()))
 
@@ -57,3 +73,80 @@ def test_sharpness_falls_with_blur_and_is_one_for_the_target():
 def test_gradient_energy_of_a_ramp():
     ramp = torch.arange(8.0).repeat(8, 1)[None, None]
     assert gradient_energy(ramp) == 1
+
+
+def test_class_accuracy_is_the_mean_over_the_classes_of_the_target():
+    true = torch.zeros(1, 4, 4, dtype=torch.long)
+    true[:, 0, :2] = 1
+    found = true.clone()
+    found[:, 0, 0] = 0
+    scores = score_classes(found, true, TOWNS)
+    assert scores["class_accuracy"] == pytest.approx((1 + 0.5) / 2)
+    assert "merged_accuracy" not in scores
+
+
+def test_land_and_built_up_are_one_class_in_the_merged_accuracy():
+    true = torch.tensor([[[0, 0, 1, 2]]])
+    found = torch.tensor([[[1, 0, 0, 0]]])
+    scores = score_classes(found, true, MAPS)
+    assert scores["accuracy"] == pytest.approx(1 / 4)
+    assert scores["merged_accuracy"] == pytest.approx(3 / 4)
+
+
+def test_the_majority_class():
+    targets = [torch.tensor([[[0, 0, 2, 2]]]), torch.tensor([[[2, 2, 2, 2]]])]
+    scores = majority_scores(targets, TOWNS)
+    assert scores["class"] == list(TOWNS)[2]
+    assert scores["accuracy"] == pytest.approx(0.75)
+
+
+def test_fixed_marks():
+    torch.manual_seed(0)
+    mark = torch.randn(1, 3, 64, 64)
+    different, same, half = FixedMarks(), FixedMarks(), FixedMarks()
+    for _ in range(40):
+        noise = torch.randn(1, 3, 64, 64)
+        different.add(noise)
+        same.add(mark)
+        half.add((mark + noise) / math.sqrt(2))
+    assert different.value() == pytest.approx(0, abs=0.01)
+    assert same.value() == pytest.approx(1)
+    assert half.value() == pytest.approx(0.5, abs=0.02)
+    assert math.isnan(FixedMarks().value())
+
+
+def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Path):
+    folder = tmp_path / "towns"
+    shutil.copytree(towns, folder)
+    train(Config(dataset=str(folder), **TINY))
+    train(Config(dataset=str(folder), name="back", direction="BtoA", **TINY))
+    with open("evaluation/towns/metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    result = script("evaluate.py", "checkpoints/towns/generator.pt")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(Path("evaluation/towns/scores_val.json").read_text())
+    for name in ("l1", "psnr", "ssim", "sharpness", "accuracy", "miou"):
+        assert f"{summary[name]:.7g}" == last[f"val_{name}"], name
+    with open("evaluation/towns/scores_val.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["picture"] for row in rows] == ["0001", "0002"]
+    assert summary["l1"] == pytest.approx(sum(float(row["l1"]) for row in rows) / 2)
+
+    back = score_checkpoint(
+        Path("checkpoints/back/generator.pt"), reader=Path("checkpoints/towns/latest.pt")
+    )
+    assert "accuracy" not in back
+    # What the reader reads from the real pictures is what it scores as a generator.
+    assert back["reader_on_targets"]["accuracy"] == pytest.approx(summary["accuracy"])
+    assert 0 <= back["reader_on_outputs"]["miou"] <= 1
+    with pytest.raises(ValueError, match="trained the other way round"):
+        score_checkpoint(
+            Path("checkpoints/back/generator.pt"), reader=Path("checkpoints/back/latest.pt")
+        )
+
+
+def test_a_missing_checkpoint_ends_in_one_message():
+    result = script("evaluate.py", "checkpoints/none/generator.pt")
+    assert result.returncode == 2
+    assert "does not exist" in result.stderr
+    assert "Traceback" not in result.stderr

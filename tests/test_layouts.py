@@ -1,6 +1,7 @@
 """Which folders hold pairs, in which order, and what is said when none do."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_train_and_val_are_found_down_to_two_levels(tmp_path: Path, nested: str,
     assert (split.root, split.layout) == (tmp_path / nested, "side by side")
 
 
+def test_folders_may_be_in_upper_case(tmp_path: Path) -> None:
+    place(tmp_path / "Train", "1.jpg")
+    place(tmp_path / "VAL", "3.jpg")
+    assert names(find_pairs(tmp_path).val) == ["3.jpg"]
+
+
 def test_three_levels_down_is_too_deep(tmp_path: Path) -> None:
     place(tmp_path / "a/b/c/train", "1.jpg")
     with pytest.raises(ValueError, match="holds no pictures"):
@@ -49,7 +56,7 @@ def test_several_candidates_are_all_listed(tmp_path: Path) -> None:
     for name in ("facades", "maps"):
         place(tmp_path / name / "train", "1.jpg")
         place(tmp_path / name / "val", "1.jpg")
-    with pytest.raises(ValueError, match="Give one of these") as caught:
+    with pytest.raises(ValueError, match="Give the folder of one") as caught:
         find_pairs(tmp_path)
     assert str(tmp_path / "facades") in str(caught.value)
     assert str(tmp_path / "maps") in str(caught.value)
@@ -84,7 +91,7 @@ def test_train_without_val_is_split_and_the_layout_says_so(tmp_path: Path) -> No
     place(tmp_path / "train", "1.png", "2.png", "3.png")
     split = find_pairs(tmp_path)
     assert (len(split.train), len(split.val)) == (2, 1)
-    assert "no val folder: 1 of 3 held out" in split.layout
+    assert "side by side, 1 of 3 held out by val_fraction" in split.layout
 
 
 def test_a_folder_of_pictures_one_level_down_is_found(tmp_path: Path) -> None:
@@ -106,7 +113,7 @@ def test_a_named_training_folder_alone_is_split(tmp_path: Path) -> None:
 
 def test_named_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     place(tmp_path / "learn", "1.png", "2.png")
-    with pytest.raises(ValueError, match="train_dir is not"):
+    with pytest.raises(ValueError, match="only val_dir is set"):
         find_pairs(tmp_path, val_dir="learn")
     with pytest.raises(ValueError, match="the same folder"):
         find_pairs(tmp_path, train_dir="learn", val_dir="../" + tmp_path.name + "/learn")
@@ -117,12 +124,17 @@ def test_named_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
 def test_the_order_does_not_depend_on_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place(tmp_path / "train", "b.png", "A.png", "a.jpg", "C.PNG", "é.png")
+    expected = ["a.jpg", "A.png", "a.png", "b.png", "C.PNG", "é.png"]
+    place(tmp_path / "train")
     place(tmp_path / "val", "1.png")
     listed = os.listdir
-    for order in (sorted, lambda found: sorted(found, reverse=True)):
-        monkeypatch.setattr(layouts.os, "listdir", lambda folder, o=order: o(listed(folder)))
-        assert names(find_pairs(tmp_path).train) == ["a.jpg", "A.png", "b.png", "C.PNG", "é.png"]
+    for order in (expected, expected[::-1]):
+        monkeypatch.setattr(
+            layouts.os,
+            "listdir",
+            lambda folder, order=order: order if folder.name == "train" else listed(folder),
+        )
+        assert names(find_pairs(tmp_path).train) == expected
 
 
 def test_only_pictures_count(tmp_path: Path) -> None:
@@ -160,10 +172,10 @@ def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is empty"):
         find_pairs(tmp_path)
     place(tmp_path, "1.heic", "2.heic")
-    with pytest.raises(ValueError, match=r"2 x \.heic.*Expected side-by-side pictures"):
+    with pytest.raises(ValueError, match=r"2 \.heic\)\. Expected \.png"):
         find_pairs(tmp_path)
-    place(tmp_path / "train")
-    with pytest.raises(ValueError, match=r"train holds no pictures"):
+    place(tmp_path / "train", "1.gif")
+    with pytest.raises(ValueError, match=r"holds no pictures \(2 \.heic, 1 \.gif\)"):
         find_pairs(tmp_path)
 
 
@@ -190,3 +202,153 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_pair_is_named_by_the_stem_of_its_file() -> None:
     assert Pair(Path("maps/train/12.jpg")).name == "12"
+
+
+# Two folders
+
+
+def two(pairs: tuple[Pair, ...]) -> list[tuple[str, str]]:
+    return [(pair.a.name, pair.b.name) for pair in pairs if pair.b]
+
+
+TWO_FOLDERS = ["{}A {}B", "A/{} B/{}", "{}/A {}/B"]
+
+
+@pytest.mark.parametrize("pattern", TWO_FOLDERS)
+@pytest.mark.parametrize("val", ["val", "test"])
+@pytest.mark.parametrize("nested", ["", "x/y"])
+def test_two_folders_pair_up_by_stem(tmp_path: Path, pattern: str, val: str, nested: str) -> None:
+    for role, stems in (("train", "12"), (val, "3")):
+        for half, suffix in zip(pattern.format(role, role).split(), (".jpg", ".PNG"), strict=True):
+            place(tmp_path / nested / half, *(stem + suffix for stem in stems))
+    split = find_pairs(tmp_path)
+    assert two(split.train) == [("1.jpg", "1.PNG"), ("2.jpg", "2.PNG")]
+    assert two(split.val) == [("3.jpg", "3.PNG")]
+    assert (split.layout, split.root) == ("two folders", tmp_path / nested)
+    assert split.train[0].a.parent != split.train[0].b.parent
+
+
+@pytest.mark.parametrize("pattern", [*TWO_FOLDERS, "A B"])
+def test_two_folders_without_val_are_split(tmp_path: Path, pattern: str) -> None:
+    for half in pattern.format("train", "train").split():
+        place(tmp_path / half, *(f"{n}.png" for n in range(10)))
+    split = find_pairs(tmp_path, val_fraction=0.2)
+    assert (len(split.train), len(split.val)) == (8, 2)
+    assert split.layout == "two folders, 2 of 10 held out by val_fraction"
+    assert all(pair.b and pair.a.name == pair.b.name for pair in split.train + split.val)
+
+
+def test_input_dir_and_target_dir_are_split(tmp_path: Path) -> None:
+    place(tmp_path / "data/photos", "1.jpg", "2.jpg", "3.jpg")
+    place(tmp_path / "labels", "1.png", "2.png", "3.png")
+    split = find_pairs(tmp_path / "data", input_dir="photos", target_dir=str(tmp_path / "labels"))
+    assert sorted(two(split.train + split.val)) == [(f"{n}.jpg", f"{n}.png") for n in (1, 2, 3)]
+    assert len(split.val) == 1
+
+
+def test_named_folders_may_hold_two_folders_each(tmp_path: Path) -> None:
+    for folder in ("learn/A", "learn/B", "check/A", "check/B"):
+        place(tmp_path / folder, "1.png")
+    split = find_pairs(tmp_path, train_dir="learn", val_dir="check")
+    assert two(split.train) == two(split.val) == [("1.png", "1.png")]
+
+
+def test_names_match_whatever_their_case_or_unicode_form(tmp_path: Path) -> None:
+    place(tmp_path / "trainA", "H\u00e4user 1.JPG", "b.jpg")
+    place(tmp_path / "trainB", "ha\u0308user 1.png", "B.png")
+    place(tmp_path / "valA", "1.jpg")
+    place(tmp_path / "valB", "1.png")
+    assert len(find_pairs(tmp_path).train) == 2
+
+
+def test_everything_that_does_not_pair_up_is_listed_at_once(tmp_path: Path) -> None:
+    place(tmp_path / "trainA", "1.jpg", "2.jpg", "2.png", "lonely.jpg")
+    place(tmp_path / "trainB", "1.png", "2.png", "widow.png")
+    place(tmp_path / "valA", *(f"{n:02}.png" for n in range(31)))
+    place(tmp_path / "valB", "00.png")
+    with pytest.raises(ValueError, match="do not pair up") as caught:
+        find_pairs(tmp_path)
+    for line in (
+        f"  only in {tmp_path / 'trainA'}: lonely.jpg\n",
+        f"  the same name in {tmp_path / 'trainA'}: 2.jpg = 2.png\n",
+        f"  only in {tmp_path / 'trainB'}: widow.png\n",
+        f"  only in {tmp_path / 'valA'}: 01.png, 02.png, ",
+        ", 20.png and 10 more\n",
+    ):
+        assert line in str(caught.value)
+    assert "Rename, add or remove" in str(caught.value)
+
+
+def test_a_half_that_is_empty_is_named(tmp_path: Path) -> None:
+    place(tmp_path / "trainA", "1.png")
+    place(tmp_path / "trainB")
+    with pytest.raises(ValueError, match=r"trainB holds no pictures"):
+        find_pairs(tmp_path)
+
+
+def test_two_layouts_in_one_folder_are_not_chosen_between(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.png")
+    place(tmp_path / "trainA", "1.png")
+    place(tmp_path / "trainB", "1.png")
+    with pytest.raises(ValueError, match="more than one set") as caught:
+        find_pairs(tmp_path)
+    assert f"  {tmp_path / 'trainA'} and {tmp_path / 'trainB'}\n" in str(caught.value)
+    assert f"  {tmp_path / 'train'}\n" in str(caught.value)
+
+
+def test_two_folders_of_other_names_are_listed_with_the_settings(tmp_path: Path) -> None:
+    place(tmp_path / "photos", "1.png")
+    place(tmp_path / "labels", "1.png")
+    with pytest.raises(ValueError, match="set input_dir and target_dir to them") as caught:
+        find_pairs(tmp_path)
+    assert f"  {tmp_path / 'photos'}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"input_dir": "x"},
+        {"target_dir": "x"},
+        {"input_dir": "x", "target_dir": "y", "train_dir": "z"},
+        {"input_dir": "x", "train_dir": "y"},
+    ],
+)
+def test_folders_named_in_a_way_that_makes_no_sense_are_refused(
+    tmp_path: Path, named: dict[str, str]
+) -> None:
+    with pytest.raises(ValueError, match="Set input_dir and target_dir together"):
+        find_pairs(tmp_path, **named)
+
+
+def test_input_and_target_must_be_two_folders(tmp_path: Path) -> None:
+    place(tmp_path / "x", "1.png", "2.png")
+    with pytest.raises(ValueError, match="input_dir and target_dir are the same folder"):
+        find_pairs(tmp_path, input_dir="x", target_dir="x")
+
+
+# The line at the start
+
+
+def test_one_line_describes_what_was_found(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.png", "2.png")
+    place(tmp_path / "val", "1.png")
+    split = find_pairs(tmp_path)
+    alike, varied = [(600, 600)] * 3, [(600, 600), (300, 400), (500, 500)]
+    start = "maps: 2 train and 1 val pairs, side by side, "
+    assert split.describe("maps", alike) == start + "1200x600"
+    assert split.describe("maps", varied) == start + "800x300 to 1200x600"
+
+
+def test_the_line_gives_the_size_of_a_file_of_two_folders(tmp_path: Path) -> None:
+    for folder in ("A", "B"):
+        place(tmp_path / folder, "1.png", "2.png")
+    described = find_pairs(tmp_path).describe("facades", [(300, 400)] * 2)
+    assert described == (
+        "facades: 1 train and 1 val pairs, two folders, 1 of 2 held out by val_fraction, 400x300"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_name_that_is_not_valid_unicode_is_taken(tmp_path: Path) -> None:
+    place(tmp_path, os.fsdecode(b"\xff.png"), "1.png")
+    assert len(find_pairs(tmp_path).train) == 1

@@ -37,4 +37,4 @@ def test_folders_named_by_the_user(towns: Path):
     )
     split = split_of(config)
     assert (len(split.train), len(split.val)) == (2, 8)
-    assert open_pairs(config, split, training=True)[0, 0].shape == (6, 32, 32)
+    assert open_pairs(config, split.train, augment=True)[0, 0].shape == (6, 32, 32)

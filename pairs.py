@@ -1,0 +1,198 @@
+"""Turn a pair on disk into one channel-stacked array, the input's channels before the target's."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# albumentations asks a server for newer versions when imported, unless this is set before.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from layouts import Pair
+from pictures import Header, PictureError, read_header, read_picture
+
+MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
+MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk
+SQUARE = 0.05  # how far from square the halves of a side-by-side picture may be
+ALIKE = 0.02  # how far apart the aspect ratios of two files of a pair may be
+
+_CHOICES = {
+    "direction": ("AtoB", "BtoA"),
+    "input_nc": (1, 3),
+    "output_nc": (1, 3),
+    "nearest": ("none", "input", "target", "both"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a pair on disk becomes one array.
+
+    Attributes:
+        size: Pixels that both sides, or with keep_aspect the shorter one, are resized to.
+        direction: "AtoB" or "BtoA".
+        input_nc: Channels of the input, 1 or 3; grey and colour are converted.
+        output_nc: Channels of the target, 1 or 3.
+        keep_aspect: Whether to scale both sides alike instead of squeezing them to a square.
+        nearest: Which pictures are resized by nearest neighbour, so that label colours stay as
+            they are: "none", "input", "target" or "both".
+        square_halves: Whether the halves of a side-by-side picture must be square, which tells
+            it from a single picture.
+    """
+
+    size: int
+    direction: str = "AtoB"
+    input_nc: int = 3
+    output_nc: int = 3
+    keep_aspect: bool = False
+    nearest: str = "none"
+    square_halves: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ValueError: If a field has a value that is not allowed.
+        """
+        for field, allowed in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(map(str, allowed))} for picture files, "
+                    f"not {value!r}"
+                )
+
+
+def check_pair(pair: Pair, recipe: Recipe) -> Header:
+    """Check a pair by the headers of its files.
+
+    Returns:
+        Size of one half, before resizing, and whether any of the pair has 16 bits a channel.
+
+    Raises:
+        PictureError: If the pair cannot be used, with the reason for each of its files.
+    """
+    files = [pair.a] if pair.b is None else [pair.a, pair.b]
+    headers, reasons = [], {}
+    for file in files:
+        try:
+            headers.append(read_header(file))
+        except PictureError as error:
+            reasons |= error.reasons
+            advice = error.advice
+    if reasons:
+        raise PictureError(reasons, advice)
+    half = _half(pair, headers[0], recipe) if pair.b is None else headers[0]
+    for file, header in zip(files, [half, *headers[1:]], strict=True):
+        _check_size(file, header)
+    if pair.b and abs(_aspect(headers[0]) / _aspect(headers[1]) - 1) > ALIKE:
+        sizes = " and ".join(f"{h.width}x{h.height}" for h in headers)
+        raise PictureError(
+            {pair.a: f"it and {pair.b} are {sizes}: of different shapes, not of the same scene"}
+        )
+    return Header(half.height, half.width, any(h.deep for h in headers))
+
+
+def shape_of(header: Header, recipe: Recipe) -> tuple[int, int, int]:
+    """Return the shape (height, width, channels) of the array that ``read_pair`` makes."""
+    channels = recipe.input_nc + recipe.output_nc
+    if not recipe.keep_aspect:
+        return recipe.size, recipe.size, channels
+    scale = recipe.size / min(header.height, header.width)
+    return round(header.height * scale), round(header.width * scale), channels
+
+
+def read_pair(pair: Pair, recipe: Recipe, dtype: np.dtype) -> np.ndarray:
+    """Decode a pair, resize both halves and stack them, the input first.
+
+    Returns:
+        Array (height, width, input_nc + output_nc) of shape ``shape_of`` and of ``dtype``,
+        uint8 (0 to 255) or uint16 (0 to 65535).
+
+    Raises:
+        PictureError: If a file cannot be decoded.
+    """
+    halves = [read_picture(pair.a)]
+    if pair.b:
+        halves.append(read_picture(pair.b))
+    else:
+        middle = halves[0].shape[1] // 2
+        halves = [halves[0][:, :middle], halves[0][:, middle:]]
+    if any(half.dtype.itemsize > dtype.itemsize for half in halves):
+        raise PictureError({pair.a: "it has changed since it was checked"})
+    height, width = halves[0].shape[:2]
+    shape = shape_of(Header(height, width, deep=False), recipe)
+    if recipe.direction == "BtoA":
+        halves.reverse()
+    channels = (recipe.input_nc, recipe.output_nc)
+    ready = [
+        _resize(_to_channels(half, nc), shape, recipe.nearest in (role, "both"))
+        for half, nc, role in zip(halves, channels, ("input", "target"), strict=True)
+    ]
+    return np.concatenate([_to_depth(half, dtype) for half in ready], axis=2)
+
+
+def _half(pair: Pair, whole: Header, recipe: Recipe) -> Header:
+    """Return the size of a half of a side-by-side picture, if it looks like one."""
+    looks = f"its size of {whole.width}x{whole.height}"
+    if whole.width % 2:
+        raise PictureError({pair.a: f"{looks} has an odd width, so it has no two equal halves"})
+    half = Header(whole.height, whole.width // 2, whole.deep)
+    if recipe.square_halves and abs(_aspect(half) - 1) > SQUARE:
+        raise PictureError(
+            {pair.a: f"{looks} is not that of two squares side by side{_looks_like(whole)}"},
+            "A side-by-side picture is expected twice as wide as high. Set square_halves to False "
+            "if its halves are not square, and input_dir and target_dir if inputs and targets "
+            "are files of their own",
+        )
+    return half
+
+
+def _looks_like(whole: Header) -> str:
+    aspect = _aspect(whole)
+    if 0.5 < aspect < 1.9:
+        return ", but of a single picture"
+    if abs(aspect - round(aspect)) < SQUARE * aspect and 3 <= aspect < MAX_ASPECT:
+        return f", but of {round(aspect)} squares in a row"
+    return ""
+
+
+def _check_size(file: Path, half: Header) -> None:
+    size = f"the picture to learn from is {half.width}x{half.height}"
+    if min(half.height, half.width) < MIN_SIDE:
+        raise PictureError({file: f"{size}, smaller than {MIN_SIDE}x{MIN_SIDE}"})
+    if not 1 / MAX_ASPECT <= _aspect(half) <= MAX_ASPECT:
+        raise PictureError({file: f"{size}, more than {MAX_ASPECT} times as long as broad"})
+
+
+def _aspect(header: Header) -> float:
+    return header.width / header.height
+
+
+def _to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    red, green, blue = np.moveaxis(pixels.astype(np.uint32), 2, 0)
+    # ITU-R 601 luma in the 16-bit fixed point of Pillow's convert("L").
+    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    return luma.astype(pixels.dtype)[..., None]
+
+
+def _to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if pixels.dtype == dtype:
+        return pixels
+    return pixels.astype(np.uint16) * np.uint16(257)  # 255 becomes 65535
+
+
+def _resize(pixels: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
+    # Area averages all that one pixel comes to stand for; cubic keeps edges when enlarging.
+    method = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_CUBIC
+    resize = A.Resize(
+        *shape[:2], interpolation=method, area_for_downscale=None if nearest else "image"
+    )
+    return resize(image=pixels)["image"]

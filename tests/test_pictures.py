@@ -1,0 +1,285 @@
+"""Every format is read as it looks, and every bad file is named with what is wrong."""
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+import pictures
+from pictures import BadPictures, Header, PictureError, read_header, read_picture
+
+RAMP = np.arange(32 * 48, dtype=np.uint32).reshape(32, 48)
+GREY = (RAMP * 255 // RAMP.max()).astype(np.uint8)
+DEEP = (RAMP * 65535 // RAMP.max()).astype(np.uint16)
+COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=2)
+
+
+def saved(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(PictureError) as caught:
+        read_picture(path)
+    with pytest.raises(PictureError) as from_header:
+        read_header(path)
+    assert caught.value.reasons == from_header.value.reasons
+    return caught.value.reasons[path]
+
+
+# Formats
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG", "tif", "TIFF", "bmp", "webp"])
+def test_colour_is_read_exactly(tmp_path: Path, suffix: str) -> None:
+    path = saved(
+        tmp_path / f"Häuser 家.{suffix}", COLOUR, **{"lossless": True} if "w" in suffix else {}
+    )
+    assert np.array_equal(read_picture(path), COLOUR)
+    assert read_header(path) == Header(32, 48, deep=False)
+
+
+def test_jpeg_is_read_nearly(tmp_path: Path) -> None:
+    smooth = np.repeat(GREY[..., None], 3, axis=2)
+    read = read_picture(saved(tmp_path / "1.JPG", smooth, quality=95))
+    assert np.abs(read.astype(int) - smooth).max() <= 8
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+def test_a_wrong_suffix_does_not_matter(tmp_path: Path, suffix: str) -> None:
+    path = saved(tmp_path / f"1.{suffix}", COLOUR, format="PNG")
+    assert np.array_equal(read_picture(path), COLOUR)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_grey_stays_grey(tmp_path: Path, suffix: str) -> None:
+    assert np.array_equal(read_picture(saved(tmp_path / f"1.{suffix}", GREY)), GREY[..., None])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bit_grey_keeps_its_depth(tmp_path: Path, suffix: str, order: str) -> None:
+    mode = "I;16" if order == "<u2" or suffix == "png" else "I;16B"
+    pixels = DEEP.astype("<u2" if mode == "I;16" else ">u2")
+    image = Image.frombytes(mode, (48, 32), pixels.tobytes())
+    path = saved(tmp_path / f"1.{suffix}", image)
+    read = read_picture(path)
+    assert read.dtype == np.uint16
+    assert np.array_equal(read, DEEP[..., None])
+    assert read_header(path) == Header(32, 48, deep=True)
+
+
+def test_16_bit_png_of_older_pillow_keeps_its_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "1.png", DEEP)
+    real = Image.open
+
+    def as_before_pillow_11(*arguments: Any, **options: Any) -> Image.Image:
+        opened = real(*arguments, **options)
+        image = opened.convert("I")
+        image.format = opened.format
+        return image
+
+    monkeypatch.setattr(pictures.Image, "open", as_before_pillow_11)
+    assert np.array_equal(read_picture(path), DEEP[..., None])
+
+
+def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
+    for suffix in ("png", "tif", "bmp"):
+        path = saved(tmp_path / f"1.{suffix}", Image.fromarray(GREY > 99))
+        assert np.array_equal(read_picture(path)[..., 0], np.where(GREY > 99, 255, 0))
+
+
+def test_a_palette_becomes_its_colours(tmp_path: Path) -> None:
+    labels = Image.fromarray((GREY // 64).astype(np.uint8), mode="P")
+    colours = [(10, 20, 30), (200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    labels.putpalette([value for colour in colours for value in colour])
+    expected = np.array(colours, np.uint8)[GREY // 64]
+    assert np.array_equal(read_picture(saved(tmp_path / "1.png", labels)), expected)
+    seen = read_picture(saved(tmp_path / "2.png", labels, transparency=1))
+    expected[GREY // 64 == 1] = 255
+    assert np.array_equal(seen, expected)
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    alpha = np.full_like(GREY, 255)
+    alpha[:10], alpha[10:20] = 0, 51
+    read = read_picture(saved(tmp_path / "1.png", np.dstack([COLOUR, alpha])))
+    over_white = COLOUR * (alpha / 255)[..., None] + 255 - alpha[..., None]
+    assert np.abs(read - over_white).max() <= 1
+    assert (read[:10] == 255).all()
+    assert np.array_equal(read[20:], COLOUR[20:])
+
+
+def test_grey_with_alpha_stays_grey(tmp_path: Path) -> None:
+    alpha = np.where(GREY > 99, 255, 0).astype(np.uint8)
+    read = read_picture(saved(tmp_path / "1.png", Image.fromarray(np.dstack([GREY, alpha]))))
+    assert np.array_equal(read, np.where(GREY > 99, GREY, 255)[..., None])
+
+
+def test_a_transparent_colour_is_white(tmp_path: Path) -> None:
+    read = read_picture(saved(tmp_path / "1.png", GREY, transparency=7))
+    assert np.array_equal(read[..., 0], np.where(GREY == 7, 255, GREY))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_becomes_rgb(tmp_path: Path, suffix: str) -> None:
+    image = Image.new("CMYK", (32, 32), (0, 255, 255, 0))  # magenta and yellow inks: red
+    read = read_picture(saved(tmp_path / f"1.{suffix}", image))
+    assert np.abs(read.astype(int) - (255, 0, 0)).max() <= 3
+
+
+TURNED = {
+    1: COLOUR,
+    2: COLOUR[:, ::-1],
+    3: COLOUR[::-1, ::-1],
+    4: COLOUR[::-1],
+    5: COLOUR.transpose(1, 0, 2),
+    6: np.rot90(COLOUR, -1),
+    7: COLOUR[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(COLOUR),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_exif_turns_the_picture_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = saved(tmp_path / f"1.{suffix}", COLOUR, exif=exif, **options)
+    expected = TURNED[orientation]
+    assert np.array_equal(read_picture(path), expected)
+    assert read_header(path) == Header(*expected.shape[:2], deep=False)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on the damage
+def test_damaged_exif_is_passed_over(tmp_path: Path) -> None:
+    path = saved(tmp_path / "1.jpg", COLOUR, exif=b"Exif\x00\x00broken")
+    assert read_picture(path).shape == COLOUR.shape
+
+
+def test_a_phone_picture_with_a_second_picture_in_it_is_read(tmp_path: Path) -> None:
+    second = Image.fromarray(GREY)
+    path = saved(tmp_path / "1.jpg", COLOUR, format="MPO", save_all=True, append_images=[second])
+    assert read_picture(path).shape == COLOUR.shape
+
+
+# Bad files
+
+
+def test_float_pictures_are_refused_with_a_hint(tmp_path: Path) -> None:
+    path = saved(tmp_path / "1.tif", GREY.astype(np.float32) / 255)
+    assert "fractional numbers" in reason(path)
+    with pytest.raises(PictureError) as caught:
+        read_header(path)
+    assert "0 to 65535 and save them as 16-bit" in caught.value.advice
+
+
+def test_32_bit_pictures_are_refused(tmp_path: Path) -> None:
+    assert "32-bit numbers" in reason(saved(tmp_path / "1.tif", RAMP.astype(np.int32)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_animations_are_refused(tmp_path: Path, suffix: str) -> None:
+    more = [Image.fromarray(255 - COLOUR), Image.fromarray(COLOUR[::-1].copy())]
+    path = saved(tmp_path / f"1.{suffix}", COLOUR, save_all=True, append_images=more)
+    assert reason(path) == "an animation or a stack of 3 pictures"
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "1.png", Image.new("L", (2000, 2000)))
+    monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 1_500_000)
+    assert reason(path) == "more than 3 million pixels; shrink it"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "an empty file (0 bytes)"),
+        (b"GIF89a, or so", "not a PNG, JPEG, WebP, TIFF or BMP picture"),
+        (b"\x89PNG\r\n\x1a\n", "not a PNG, JPEG, WebP, TIFF or BMP picture"),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "1.png"
+    path.write_bytes(content)
+    assert reason(path) == expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on the damage
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+def test_a_file_cut_or_damaged_anywhere_is_named_or_read(tmp_path: Path, kind: str) -> None:
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, kind)
+    path = tmp_path / "1.png"
+    for end in range(1, whole.tell() - 60, 37):
+        path.write_bytes(whole.getvalue()[:end])
+        with pytest.raises(PictureError, match=r"1\.png: "):
+            read_picture(path)
+    damage = np.random.default_rng(1)
+    for _ in range(100):
+        content = bytearray(whole.getvalue())
+        content[damage.integers(200) : damage.integers(200)] = damage.bytes(20)
+        path.write_bytes(content)
+        try:
+            assert read_picture(path).dtype in (np.uint8, np.uint16)
+        except PictureError as error:
+            assert error.reasons[path]
+
+
+def test_other_formats_are_not_read_under_a_known_suffix(tmp_path: Path) -> None:
+    path = saved(tmp_path / "1.png", GREY, format="GIF")
+    assert reason(path) == "not a PNG, JPEG, WebP, TIFF or BMP picture"
+
+
+def test_links_and_pipes_are_named(tmp_path: Path) -> None:
+    broken, round_, pipe = tmp_path / "1.png", tmp_path / "2.png", tmp_path / "3.png"
+    broken.symlink_to(tmp_path / "gone")
+    round_.symlink_to(round_)
+    assert reason(broken) == "a broken link"
+    assert "symbolic links" in reason(round_)
+    assert reason(tmp_path / "gone.png") == "it does not exist any more"
+    if sys.platform != "win32":
+        os.mkfifo(pipe)
+        assert reason(pipe) == "not a plain file"
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = saved(tmp_path / "1.png", GREY)
+    monkeypatch.setattr(pictures.Image, "open", refuse)
+    assert reason(path) == "permission denied"
+
+
+# The list
+
+
+def test_the_list_gives_each_advice_once() -> None:
+    errors = [PictureError({Path(f"{n}.tif"): "bad"}, "Save it otherwise") for n in range(3)]
+    message = str(BadPictures(errors, 9))
+    assert message.startswith("3 of 9 pairs cannot be used:\n  0.tif: bad\n  1.tif: bad\n")
+    assert message.count("Save it otherwise") == 1
+    assert 'on_bad_picture to "skip"' in message
+    assert "skip" not in str(BadPictures(errors, 3))  # nothing would be left
+
+
+def test_lists_of_several_data_sets_are_joined() -> None:
+    parts = [BadPictures([PictureError({Path(f"{n}.png"): "bad"})], 10) for n in range(2)]
+    assert str(BadPictures.joined(parts)).startswith("2 of 20 pairs cannot be used:\n  0.png: bad")
+
+
+def test_a_name_that_is_not_valid_unicode_can_be_printed() -> None:
+    message = str(BadPictures([PictureError({Path("\udcff.png"): "bad"})], 1))
+    assert r"\udcff.png: bad" in message.encode().decode()

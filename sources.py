@@ -2,22 +2,25 @@
 
 from pathlib import Path
 
-from config import PRESETS, Config
+from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
+from download import ARCHIVES, fetch
 from layouts import Split, find_pairs
 from towns import draw_towns
 
 TOWNS_TRAIN, TOWNS_VAL = 400, 40
 
 
-def find_dataset(dataset: str) -> Path:
-    """Return the folder of a data set; the sample set is drawn when it does not exist yet.
+def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
+    """Return the folder of a data set; one in PRESETS is drawn or fetched if it is not there yet.
 
     Args:
         dataset: A folder, or a name in PRESETS, whose folder is then ``data/NAME``.
+        mirror: Where the archives of the paper's data sets are: an address, or a local folder.
 
     Raises:
         FileNotFoundError: There is no such folder.
+        DownloadError: The data set could not be fetched.
     """
     for folder in (Path(dataset), Path("data") / dataset):
         if folder.is_dir() and (folder == Path(dataset) or dataset in PRESETS):
@@ -25,11 +28,8 @@ def find_dataset(dataset: str) -> Path:
     if dataset == "towns":
         draw_towns(Path("data/towns"), TOWNS_TRAIN, TOWNS_VAL)
         return Path("data/towns")
-    if dataset in PRESETS:
-        raise FileNotFoundError(
-            f"The data set {dataset} is not in data/{dataset}; fetch it (the README says where "
-            f"from), unpack it there, or give its folder with --dataset."
-        )
+    if dataset in ARCHIVES:
+        return fetch(dataset, mirror=mirror)
     raise FileNotFoundError(
         f"dataset is {dataset!r}, and there is no such folder; give a folder of side-by-side "
         f"pairs, or one of {', '.join(PRESETS)}."
@@ -42,7 +42,10 @@ def split_of(config: Config) -> Split:
     Raises:
         ValueError, OSError: The folder does not hold pairs; the message says what was expected.
     """
-    folder = Path(config.train_dir).parent if config.train_dir else find_dataset(config.dataset)
+    if config.train_dir:
+        folder = Path(config.train_dir).parent
+    else:
+        folder = find_dataset(config.dataset, config.mirror)
     return find_pairs(
         folder,
         train_dir=config.train_dir and str(Path(config.train_dir).absolute()),

@@ -166,8 +166,8 @@ def _explained(address: str, target: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    cause = getattr(error, "reason", error)
-    if isinstance(error, TimeoutError) or isinstance(cause, TimeoutError):
+    cause = getattr(error, "reason", error)  # urllib wraps what happens while connecting
+    if isinstance(cause, TimeoutError):
         return f"the server sent nothing for {TIMEOUT_S} seconds"
     if isinstance(error, HTTPError):
         return f"the server answered {error.code} {cause}"

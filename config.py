@@ -33,6 +33,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "night2day": {"batch_size": 4, "n_epochs": 17, "n_epochs_decay": 0},
 }
 
+# Where the authors publish the archives of those data sets (towns aside).
+OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -46,7 +49,9 @@ class Config:
 
     # --- The data ---
     dataset: str = "towns"
-    """Folder of side-by-side pairs, or a name in PRESETS (towns is drawn on the spot)."""
+    """Folder of side-by-side pairs, or a name in PRESETS: towns is drawn, the others fetched."""
+    mirror: str = OFFICIAL
+    """Where a data set in PRESETS is fetched: base address, or local folder of NAME.tar.gz."""
     name: str = ""
     """Name of the run, for its folders of results; empty: the data set's folder name."""
     train_dir: str = ""
@@ -158,6 +163,7 @@ def _number(least: float, *, above: bool = False) -> tuple[Callable[[Any], bool]
 _CHANNELS = (lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset": (bool, "a folder, or one of " + ", ".join(PRESETS)),
+    "mirror": (bool, "an http(s) address, or a folder that holds NAME.tar.gz"),
     "name": (
         lambda value: value not in (".", "..") and not set(value) & set('/\\:*?"<>|'),
         "a plain folder name, without slashes and the like",

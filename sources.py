@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import PRESETS, Config
+from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
+from download import ARCHIVES, fetch
 from layouts import Pair, Split, find_pairs
 from pictures import BadPictures
 from towns import draw_towns
@@ -12,14 +13,16 @@ from towns import draw_towns
 TOWNS_TRAIN, TOWNS_VAL = 400, 40
 
 
-def find_dataset(dataset: str) -> Path:
-    """Return the folder of a data set; the sample set is drawn when it does not exist yet.
+def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
+    """Return the folder of a data set; one in PRESETS is drawn or fetched if it is not there yet.
 
     Args:
         dataset: A folder, or a name in PRESETS, whose folder is then ``data/NAME``.
+        mirror: Where the archives of the paper's data sets are: an address, or a local folder.
 
     Raises:
         FileNotFoundError: There is no such folder.
+        DownloadError: The data set could not be fetched.
     """
     for folder in (Path(dataset), Path("data") / dataset):
         if folder.is_dir() and (folder == Path(dataset) or dataset in PRESETS):
@@ -27,11 +30,8 @@ def find_dataset(dataset: str) -> Path:
     if dataset == "towns":
         draw_towns(Path("data/towns"), TOWNS_TRAIN, TOWNS_VAL)
         return Path("data/towns")
-    if dataset in PRESETS:
-        raise FileNotFoundError(
-            f"The data set {dataset} is not in data/{dataset}; fetch it (the README says where "
-            f"from), unpack it there, or give its folder with --dataset."
-        )
+    if dataset in ARCHIVES:
+        return fetch(dataset, mirror=mirror)
     raise FileNotFoundError(
         f"dataset is {dataset!r}, and there is no such folder; give a folder of side-by-side "
         f"pairs, or one of {', '.join(PRESETS)}."
@@ -48,7 +48,7 @@ def split_of(config: Config) -> Split:
     named = {
         name: str(Path(folder).absolute()) for name in names if (folder := getattr(config, name))
     }
-    root = Path(config.dataset) if named else find_dataset(config.dataset)
+    root = Path(config.dataset) if named else find_dataset(config.dataset, config.mirror)
     return find_pairs(root, **named, val_fraction=config.val_fraction, seed=config.seed)
 
 

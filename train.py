@@ -55,7 +55,7 @@ from utils import (
 CHANGEABLE = {
     *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision"),
     *("log_interval", "picture_interval", "val_interval", "checkpoint_minutes"),
-    *("keep_generators", "cache_limit_gb"),
+    *("keep_generators", "cache_limit_gb", "mirror"),
 }
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g_gan", "l1")
 

@@ -350,7 +350,8 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt as stop:
-        print(stop or "Stopped at once; the last checkpoint is as it was.", file=sys.stderr)
+        message = str(stop) or "Stopped at once; the last checkpoint is as it was."
+        print(message, file=sys.stderr)
         sys.exit(getattr(stop, "exit_code", 130))
     except torch.OutOfMemoryError as error:
         print(f"{error}\nLower batch_size, then crop_size, then ngf.", file=sys.stderr)

@@ -78,6 +78,7 @@ def test_naming_the_two_folders_leaves_the_recipe_of_towns():
         ({"device": "gpu"}, ["device is 'gpu'", "cuda"]),
         ({"input_nc": 2}, ["input_nc is 2", "1 (grey) or 3"]),
         ({"dropout": 0}, ["dropout is 0"]),
+        ({"mirror": ""}, ["mirror is ''", "http(s) address, or a folder"]),
     ],
 )
 def test_what_cannot_work_is_refused(settings: dict, parts: list[str]):
@@ -107,7 +108,7 @@ def test_help_explains_every_setting():
         (["--crop-sizes", "128"], "--crop-size"),
         (["--flip", "perhaps"], "flip"),
         (["--dataset", "nowhere"], "no such folder"),
-        (["--dataset", "edges2shoes"], "data/edges2shoes"),
+        (["--dataset", "edges2shoes", "--mirror", "."], "data/edges2shoes"),
     ],
 )
 def test_a_wrong_command_ends_in_one_message(arguments: list[str], part: str):

@@ -1,4 +1,5 @@
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,37 @@ def test_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list(Path("data/towns").rglob("*.png"))) == 3
 
 
-@pytest.mark.parametrize(("dataset", "part"), [("edges2shoes", "README"), ("nowhere", "'nowhere'")])
-def test_a_missing_data_set_is_named(dataset: str, part: str):
-    with pytest.raises(FileNotFoundError, match=part):
-        find_dataset(dataset)
+def test_a_missing_folder_is_named():
+    with pytest.raises(FileNotFoundError, match="'nowhere'"):
+        find_dataset("nowhere")
+
+
+def test_only_the_papers_data_sets_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fetched = []
+
+    def fetch(name: str, *, mirror: str) -> Path:
+        fetched.append((name, mirror))
+        return Path("data") / name
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    monkeypatch.setattr(sources, "draw_towns", lambda *arguments: None)
+    find_dataset("towns", "mirror")
+    for missing in ("nowhere", "data/maps"):
+        with pytest.raises(FileNotFoundError):
+            find_dataset(missing, "mirror")
+    (tmp_path / "facades").mkdir()
+    find_dataset("facades", "mirror")
+    assert not fetched
+    assert find_dataset("edges2shoes", "mirror") == Path("data/edges2shoes")
+    assert fetched == [("edges2shoes", "mirror")]
+
+
+def test_the_settings_name_the_mirror(towns: Path, tmp_path: Path):
+    (tmp_path / "archives").mkdir()
+    with tarfile.open(tmp_path / "archives" / "maps.tar.gz", "w:gz") as archive:
+        archive.add(towns, "maps")
+    split = split_of(resolve(Config(dataset="maps", mirror="archives"))[0])
+    assert (len(split.train), len(split.val), split.root) == (8, 2, Path("data/maps"))
 
 
 def test_folders_named_by_the_user(towns: Path):

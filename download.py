@@ -1,0 +1,182 @@
+"""Fetch a data set of the paper: its archive is checked whole before anything is unpacked."""
+
+import contextlib
+import errno
+import gzip
+import shutil
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
+from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+from tqdm.auto import tqdm
+
+from config import OFFICIAL, PRESETS
+from layouts import SUFFIXES
+
+ARCHIVES = tuple(name for name in PRESETS if name != "towns")
+KAGGLE = "https://www.kaggle.com/datasets/vikramtiwari/pix2pix-dataset"
+TIMEOUT_S = 30  # without a byte from the server
+CHUNK = 1 << 18  # bytes
+STALE_S = 24 * 3600  # a folder that nothing was written to for so long was left by a killed run
+
+
+class DownloadError(OSError):
+    """A data set could not be fetched; the message says why, and how to do it by hand."""
+
+
+def fetch(name: str, *, mirror: str = OFFICIAL, data_dir: Path = Path("data")) -> Path:
+    """Fetch ``mirror/NAME.tar.gz``, unpack it as ``data_dir/NAME`` unless that exists, return that.
+
+    All is made in a hidden folder beside that and renamed when whole, so a failure leaves nothing
+    half-made. If another process finishes the same data set first, its folder is kept.
+
+    Args:
+        name: One of ARCHIVES.
+        mirror: Base address (http or https), or a local folder of archives.
+        data_dir: Where the folder goes.
+
+    Raises:
+        ValueError: There is no data set of that name.
+        DownloadError: It could not be fetched or unpacked.
+        KeyboardInterrupt: Ctrl-C, with a message like that of DownloadError.
+    """
+    if name not in ARCHIVES:
+        raise ValueError(f"{name!r} cannot be fetched; give one of {', '.join(ARCHIVES)}.")
+    target = data_dir / name
+    if target.is_dir():
+        return target
+    address = f"{mirror.rstrip('/')}/{name}.tar.gz"
+    with _explained(address, target), _workshop(target) as work:
+        archive = Path(address).expanduser()
+        if mirror.lower().startswith(("http://", "https://")):
+            archive = work / archive.name
+            _download(address, archive)
+        _unpack(archive, work / "unpacked")
+        _publish(work / "unpacked", target)
+    return target
+
+
+@contextlib.contextmanager
+def _workshop(target: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside ``target``, which is removed in the end."""
+    if target.exists() or target.is_symlink():
+        raise ValueError(f"{target} is in the way and no folder; move it elsewhere")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}-*.part"):
+        with contextlib.suppress(OSError):  # another run may remove it first
+            if time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > STALE_S:
+                shutil.rmtree(left)
+    work = tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent)
+    try:
+        yield Path(work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download(address: str, archive: Path) -> None:
+    """Write the file at ``address`` to ``archive``, or raise unless all of it came."""
+    with urlopen(address, timeout=TIMEOUT_S) as response, archive.open("wb") as file:
+        expected = response.length  # bytes; None where the server does not say
+        _check_space(archive.parent, 2 * (expected or 0))  # pictures hardly compress
+        with tqdm(total=expected, desc=archive.name, unit="B", unit_scale=True) as bar:
+            while chunk := response.read1(CHUNK):
+                bar.update(file.write(chunk))
+        if expected not in (None, file.tell()):
+            raise ValueError(f"the connection broke after {file.tell()} of {expected} bytes")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack ``archive`` into the new ``folder``, after checking all of it."""
+    with archive.open("rb") as file:
+        head = file.read(512)
+    if not head.startswith(b"\x1f\x8b"):
+        kind = "a zip file" if head.startswith(b"PK") else f"one that begins with {head[:12]!r}"
+        kind = "a web page" if head.lstrip().startswith(b"<") else kind
+        raise ValueError(f"the file is {kind}, not a gzip-compressed tar archive")
+    with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        members = list(tqdm(tar, desc="checking", unit="file", leave=False))
+        _check_members(members)
+        _check_end(stream)
+        _check_space(folder.parent, sum(member.size for member in members))
+        folder.mkdir()
+        files = tqdm(members, desc="unpacking", unit="file", leave=False)
+        tar.extractall(folder, members=files, filter="data")
+
+
+def _check_members(members: Sequence[tarfile.TarInfo]) -> None:
+    """Refuse what could write outside its folder, and archives that hold no pictures."""
+    for member in members:
+        path = PureWindowsPath(member.name)  # knows drive letters and both slashes
+        if not (member.isreg() or member.isdir()):
+            raise ValueError(f"its member {member.name!r} is neither a plain file nor a folder")
+        if path.anchor or ".." in path.parts or "\\" in member.name:
+            raise ValueError(f"its member {member.name!r} could land outside its folder")
+    if not any(m.isreg() and m.name.lower().endswith(SUFFIXES) for m in members):
+        raise ValueError(f"it holds no pictures ({', '.join(SUFFIXES)})")
+
+
+def _check_end(stream: BinaryIO) -> None:
+    """Read on from behind the first of the two empty blocks that end a tar archive."""
+    # tarfile takes a damaged or missing header for the end, without a word.
+    mark = stream.read(tarfile.BLOCKSIZE)
+    if not mark or mark.strip(b"\0"):
+        raise tarfile.ReadError("no end mark")
+    while stream.read(CHUNK):  # gzip compares its checksum at the very end
+        pass
+
+
+def _check_space(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise ValueError(f"it needs {n_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Rename ``folder``, or the one folder NAME that is all it holds, to ``target``."""
+    nested = folder / target.name
+    try:
+        (nested if list(folder.iterdir()) == [nested] else folder).rename(target)
+    except OSError:  # another process was first, or the disk failed
+        if not target.is_dir():
+            raise
+
+
+@contextlib.contextmanager
+def _explained(address: str, target: Path) -> Iterator[None]:
+    """Turn whatever ends the fetching into one message."""
+    advice = (
+        f"Nothing half-made was left. Try again; or fetch it by hand, from that address or from "
+        f"{KAGGLE}, and unpack it into {target}, or give its folder with --dataset FOLDER; or give "
+        f"another address, or a folder with {target.name}.tar.gz in it, with --mirror."
+    )
+    failed = f"The data set {target.name} could not be fetched from {address}:"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{failed} it was interrupted. {advice}") from None
+    except (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, HTTPException) as error:
+        raise DownloadError(f"{failed} {_reason(error)}. {advice}") from error
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", error)  # urllib wraps what happens while connecting
+    if isinstance(cause, TimeoutError):
+        return f"the server sent nothing for {TIMEOUT_S} seconds"
+    if isinstance(error, HTTPError):
+        return f"the server answered {error.code} {cause}"
+    if isinstance(error, URLError | ConnectionError | HTTPException):
+        return f"the connection failed ({cause})"
+    if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile | tarfile.TarError):
+        return f"the archive is damaged or cut short ({error})"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full; free some space"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror} ({error.filename})"
+    return str(error)

@@ -1,0 +1,410 @@
+import errno
+import functools
+import gzip
+import http.server
+import io
+import os
+import random
+import re
+import signal
+import socket
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import download
+from download import KAGGLE, DownloadError, fetch
+
+PAIRS = ("maps/train/1.jpg", "maps/train/2.jpg", "maps/val/1.jpg")
+ADVICE = (KAGGLE, "data/maps", "--dataset", "--mirror", "maps.tar.gz")
+BYTES = random.Random(0).randbytes(50_000)  # so that a cut falls where it is meant to
+
+
+def tar_gz(*members: str | tarfile.TarInfo, content: bytes = BYTES, blocks: int = 20) -> bytes:
+    """An archive of plain files, or of members as given; ``blocks`` 0 leaves out the end mark."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for member in members:
+            info = tarfile.TarInfo(member) if isinstance(member, str) else member
+            if info.isreg():
+                info.size = len(content)
+            tar.addfile(info, io.BytesIO(content) if info.isreg() else None)
+        end = tar.offset
+    return gzip.compress(packed.getvalue()[:end] + bytes(blocks * 512))
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers /base/maps.tar.gz with ``body``; ``during`` runs halfway through it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.body = tar_gz(*PAIRS)
+        self.length: int | None = -1
+        """-1 for the true one, None to leave it out."""
+        self.during: Callable[[], object] = lambda: None
+        self.asked: list[str] = []
+
+    @property
+    def mirror(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/base"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        server.asked.append(self.path)
+        if self.path != "/base/maps.tar.gz":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if server.length is not None:
+            n_bytes = len(server.body) if server.length < 0 else server.length
+            self.send_header("Content-Length", str(n_bytes))
+        self.end_headers()
+        half = len(server.body) // 2
+        self.wfile.write(server.body[:half])
+        server.during()
+        self.wfile.write(server.body[half:])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        server.handle_error = lambda *arguments: None  # a client that hangs up is meant to
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(5)
+
+
+def unpacked() -> list[str]:
+    return sorted(p.relative_to("data/maps").as_posix() for p in Path("data/maps").rglob("*.jpg"))
+
+
+def refused(mirror: str, *parts: str, error: type[BaseException] = DownloadError) -> str:
+    """Fetch maps in vain: one message with the address, why and what to do; nothing is left."""
+    with pytest.raises(error) as caught:
+        fetch("maps", mirror=mirror)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"{mirror}/maps.tar.gz:" in message
+    for part in (*ADVICE, *parts):
+        assert part in message, (part, message)
+    assert not Path("data").exists() or not os.listdir("data")
+    return message
+
+
+# --- Success ---
+@pytest.mark.parametrize("length", [-1, None])
+def test_fetched_from_an_address(server: Server, length: int | None, capsys: pytest.CaptureFixture):
+    server.length = length
+    half_made: list[str] = []
+    server.during = lambda: half_made.extend(os.listdir("data"))
+    assert fetch("maps", mirror=f"{server.mirror}/") == Path("data/maps")
+    assert unpacked() == ["train/1.jpg", "train/2.jpg", "val/1.jpg"]
+    assert Path("data/maps/val/1.jpg").read_bytes() == BYTES
+    assert os.listdir("data") == ["maps"]
+    assert server.asked == ["/base/maps.tar.gz"]
+    assert [re.fullmatch(r"\.maps-.*\.part", name) is not None for name in half_made] == [True]
+    assert re.search(r"maps\.tar\.gz: .*1\d\dk", capsys.readouterr().err)
+
+
+def test_fetched_from_a_folder_of_archives(tmp_path: Path):
+    archive = tmp_path / "archives" / "maps.tar.gz"
+    archive.parent.mkdir()
+    archive.write_bytes(tar_gz(*PAIRS))
+    assert fetch("maps", mirror=str(archive.parent)) == Path("data/maps")
+    assert len(unpacked()) == 3
+    assert archive.exists()
+    assert os.listdir("data") == ["maps"]
+
+
+@pytest.mark.parametrize(
+    ("members", "files"),
+    [
+        (["train/1.jpg", "val/1.jpg"], ["train/1.jpg", "val/1.jpg"]),
+        (["other/train/1.jpg"], ["other/train/1.jpg"]),
+        (["maps/train/1.jpg", "readme.txt"], ["maps/train/1.jpg"]),
+        ([member("./", tarfile.DIRTYPE), "./maps/train/1.jpg"], ["train/1.jpg"]),
+    ],
+)
+def test_other_shapes_stay_as_they_are(server: Server, members: list, files: list[str]):
+    server.body = tar_gz(*members)
+    fetch("maps", mirror=server.mirror)
+    assert unpacked() == files
+
+
+def test_what_exists_is_not_fetched_again(server: Server):
+    Path("data/maps").mkdir(parents=True)
+    assert fetch("maps", mirror=server.mirror) == Path("data/maps")
+    assert not server.asked
+
+
+def test_a_folder_is_readable_by_others(server: Server):
+    fetch("maps", mirror=server.mirror)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for folder in (Path("data/maps"), Path("data/maps/train")):
+        assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+# --- The server ---
+def test_not_found(server: Server):
+    refused(f"{server.mirror}/elsewhere", "404 Not Found")
+
+
+def test_no_server():
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        refused(f"http://127.0.0.1:{taken.getsockname()[1]}", "connection failed", "refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "connection failed ([Errno -2] Name"),
+        (TimeoutError("timed out"), "sent nothing for 30 seconds"),
+    ],
+)
+def test_no_network(error: OSError, why: str, monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    refused("http://pairs.invalid", why)
+
+
+def test_a_silent_server(server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
+    done = threading.Event()
+    server.during = functools.partial(done.wait, 5)
+    began = time.monotonic()
+    try:
+        refused(server.mirror, "sent nothing for 0.2 seconds")
+    finally:
+        done.set()
+    assert time.monotonic() - began < 2
+
+
+def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        refused(f"http://127.0.0.1:{deaf.getsockname()[1]}", "sent nothing for 0.2 seconds")
+
+
+def test_cut_short_by_the_connection(server: Server):
+    whole = len(server.body)
+    server.length = whole + 1000
+    refused(server.mirror, f"connection broke after {whole} of {whole + 1000} bytes")
+
+
+def test_cut_short_where_no_length_is_known(server: Server):
+    server.body, server.length = server.body[:-30], None
+    refused(server.mirror, "damaged or cut short")
+
+
+@pytest.mark.parametrize("address", ["http://[", "http://127.0.0.1:x", "nowhere/at/all"])
+def test_an_address_that_makes_no_sense(address: str):
+    refused(address)
+
+
+# --- The archive ---
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"\n<!DOCTYPE html><html>Moved</html>", "a web page"),
+        (b"PK\x03\x04" + BYTES, "a zip file"),
+        (b"", "begins with b''"),
+        (gzip.compress(b"no tar at all" * 100), "damaged or cut short"),
+        (tar_gz(*PAIRS)[:100_000], "damaged or cut short"),
+        (tar_gz(*PAIRS)[:-8] + bytes(8), "damaged or cut short"),  # its checksum
+        (tar_gz(*PAIRS, blocks=0), "damaged or cut short"),
+        (
+            gzip.compress(gzip.decompress(tar_gz("1.jpg", blocks=0)) + b"?" * 1024),
+            "damaged or cut short",
+        ),
+        (tar_gz("maps/readme.txt"), "no pictures"),
+        (tar_gz(member("maps/1.jpg", tarfile.DIRTYPE)), "no pictures"),
+        (tar_gz(), "no pictures"),
+    ],
+)
+def test_a_wrong_archive(server: Server, body: bytes, why: str):
+    server.body = body
+    refused(server.mirror, why)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        member("/tmp/pix2pix_evil.jpg"),
+        member("../evil.jpg"),
+        member("maps/../../evil.jpg"),
+        member("..\\evil.jpg"),
+        member("maps\\1.jpg"),
+        member("C:/evil.jpg"),
+        member("C:evil.jpg"),
+        member("\\\\server\\share\\evil.jpg"),
+        member("maps/link", tarfile.SYMTYPE, "1.jpg"),
+        member("maps/link", tarfile.LNKTYPE, "maps/train/1.jpg"),
+        member("maps/device", tarfile.CHRTYPE),
+        member("maps/device", tarfile.BLKTYPE),
+        member("maps/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=lambda info: f"{info.name} {info.type!r}",
+)
+def test_a_hostile_member_stops_all(
+    server: Server, hostile: tarfile.TarInfo, monkeypatch: pytest.MonkeyPatch
+):
+    def unpack(*arguments: object, **options: object) -> None:
+        pytest.fail("unpacked before all was checked")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", unpack)
+    server.body = tar_gz(*PAIRS, hostile)
+    refused(server.mirror, repr(hostile.name))
+
+
+def test_the_data_filter_is_on(server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download, "_check_members", lambda members: None)
+    server.body = tar_gz(*PAIRS, member("../evil.jpg"))
+    refused(server.mirror, "outside")
+
+
+# --- The disk ---
+def test_too_little_space_is_said_before_the_download(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    usage = download.shutil.disk_usage(".")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    server.length = 60_000  # 120 kB with what is in it
+    refused(server.mirror, "needs 0.00 GB and 0.00 GB are free")
+
+
+def test_too_little_space_for_what_is_in_it(server: Server, monkeypatch: pytest.MonkeyPatch):
+    usage = download.shutil.disk_usage(".")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    server.body = tar_gz(*PAIRS, content=bytes(2_000_000))
+    assert len(server.body) < 50_000
+    refused(server.mirror, "needs 0.01 GB")
+
+
+@pytest.mark.parametrize("call", ["open", "extract"])
+def test_a_full_disk(server: Server, call: str, monkeypatch: pytest.MonkeyPatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class FullFile(io.BytesIO):
+        def write(self, chunk: bytes) -> int:
+            raise full
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise full
+
+    if call == "open":
+        monkeypatch.setattr(Path, "open", lambda path, mode: FullFile())
+    else:
+        monkeypatch.setattr(tarfile, "copyfileobj", fail)
+    refused(server.mirror, "disk is full")
+
+
+@pytest.mark.parametrize("name", ["mkdir", "rename"])
+def test_no_permission(server: Server, name: str, monkeypatch: pytest.MonkeyPatch):
+    def forbid(path: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, name, forbid)
+    refused(server.mirror, "Permission denied (data")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_the_way(server: Server, link: bool):
+    Path("data").mkdir()
+    if link:
+        Path("data/maps").symlink_to("gone")
+    else:
+        Path("data/maps").write_text("a file")
+    with pytest.raises(DownloadError, match="data/maps is in the way"):
+        fetch("maps", mirror=server.mirror)
+    assert os.listdir("data") == ["maps"]
+    assert not server.asked
+
+
+# --- Stopped, killed, two at once ---
+def test_ctrl_c_while_fetching(server: Server):
+    server.during = functools.partial(signal.raise_signal, signal.SIGINT)
+    refused(server.mirror, "it was interrupted", error=KeyboardInterrupt)
+
+
+def test_ctrl_c_while_unpacking(server: Server, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tarfile, "copyfileobj", interrupt)
+    refused(server.mirror, "it was interrupted", error=KeyboardInterrupt)
+
+
+def test_what_a_killed_run_left_is_no_hindrance(server: Server):
+    for name, hours in (("old", 25), ("fresh", 0), ("busy", 25)):
+        folder = Path(f"data/.maps-{name}.part")
+        folder.mkdir(parents=True)
+        (folder / "maps.tar.gz").write_bytes(b"half")
+        past = time.time() - hours * 3600
+        os.utime(folder / "maps.tar.gz", (past, past) if name == "old" else None)
+        os.utime(folder, (past, past))
+    fetch("maps", mirror=server.mirror)
+    assert sorted(os.listdir("data")) == [".maps-busy.part", ".maps-fresh.part", "maps"]
+
+
+def test_two_at_once(server: Server):
+    both = threading.Barrier(2)
+    server.during = functools.partial(both.wait, 5)
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch("maps", mirror=server.mirror)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found == [Path("data/maps")] * 2
+    assert len(server.asked) == 2
+    assert len(unpacked()) == 3
+    assert os.listdir("data") == ["maps"]
+
+
+def test_the_loser_keeps_the_winners_folder(server: Server):
+    def win() -> None:
+        Path("data/maps/train").mkdir(parents=True)
+        Path("data/maps/train/winner.jpg").touch()
+
+    server.during = win
+    assert fetch("maps", mirror=server.mirror) == Path("data/maps")
+    assert unpacked() == ["train/winner.jpg"]
+    assert os.listdir("data") == ["maps"]
+
+
+# --- What is fetched at all ---
+@pytest.mark.parametrize("name", ["towns", "../maps", "horse2zebra", ""])
+def test_only_the_data_sets_of_the_paper(server: Server, name: str):
+    with pytest.raises(ValueError, match="one of facades, maps"):
+        fetch(name, mirror=server.mirror)
+    assert not server.asked
+    assert not Path("data").exists()

@@ -8,7 +8,14 @@ from conftest import TINY
 
 from config import Config
 from train import train
-from utils import CheckpointError, load_file, load_generator, pick_device
+from utils import (
+    CheckpointError,
+    Interrupted,
+    load_file,
+    load_generator,
+    pick_device,
+    run_script,
+)
 
 
 @pytest.fixture
@@ -87,3 +94,24 @@ def test_settings_of_another_version_are_named(run: Config, tmp_path: Path):
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match=r"cuda:77.*this machine has cpu"):
         pick_device("cuda:77")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "Stopped at once"),
+        (Interrupted("stopped in epoch 3", 15), 143, "stopped in epoch 3"),
+        (ValueError("crop_size is 7"), 2, "crop_size is 7"),
+        (OSError("disk full"), 2, "disk full"),
+    ],
+)
+def test_a_script_ends_in_one_message_and_its_code(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main)
+    assert stopped.value.code == code
+    assert message in capsys.readouterr().err

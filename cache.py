@@ -233,8 +233,8 @@ def _whole_file(path: Path, n_bytes: int) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OSError(
             f"the picture cache {path.parent} cannot be written: {error.strerror or error}. Free "
-            f"some space, choose another cache_dir, or set cache_limit_gb to 0 to keep decoded "
-            f"pictures nowhere"
+            f"some space, set cache_dir to another folder, or lower cache_limit_gb to have "
+            f"pictures decoded each time"
         ) from error
     finally:
         if part:

@@ -36,6 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Where the authors publish the archives of those data sets (towns aside).
 OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 
+PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "cache_dir")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -84,8 +86,10 @@ class Config:
     """Channels of the input pictures: 1 (grey) or 3 (colour)."""
     output_nc: int = 3
     """Channels of the output pictures: 1 (grey) or 3 (colour)."""
+    cache_dir: str = "data/.cache"
+    """Folder for the pictures as decoded and resized once, which later runs share."""
     cache_limit_gb: float = 16.0
-    """Largest cache of decoded pictures (data/.cache), in GB; above it each is decoded anew."""
+    """Largest cache of one data set, in GB; above it pictures are decoded each time."""
 
     # --- The networks ---
     ngf: int = 64
@@ -145,6 +149,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check each value, then those that only work together."""
+        for name in PATHS:  # a pathlib.Path is as good as a string
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         for name, hint in get_type_hints(type(self)).items():
             _check_value(name, getattr(self, name), hint)
         _check_pairs(self)
@@ -177,6 +184,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": _whole(1),
     "input_nc": _CHANNELS,
     "output_nc": _CHANNELS,
+    "cache_dir": (bool, "a folder"),
     "cache_limit_gb": _number(0),
     "ngf": _whole(1),
     "ndf": _whole(1),
@@ -234,6 +242,11 @@ def _check_pairs(config: Config) -> None:
             "input_dir and train_dir are both set; name either the two folders of inputs and "
             "targets, or those of training and validation pairs."
         )
+    if config.input_dir and config.direction == "BtoA":
+        raise ValueError(
+            "direction is BtoA, but input_dir and target_dir say already what becomes what; leave "
+            "direction out, and swap the two folders to learn the other way round."
+        )
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
     if config.gan_mode == "none" and config.lambda_l1 == 0:
@@ -272,6 +285,10 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
         ValueError: Values that cannot work together once the recipe has filled the gaps.
     """
     defaults = Config()
+    typed_paths = {name: path for name in PATHS if (path := getattr(config, name))}
+    # The same folder typed with another slash at the end is the same run.
+    tidy = {name: os.path.normpath(os.path.expanduser(p)) for name, p in typed_paths.items()}
+    config = replace(config, **tidy)
     named_folder = config.train_dir or config.input_dir
     if named_folder and config.dataset == defaults.dataset:
         config = replace(config, dataset=str(PurePath(os.path.abspath(named_folder)).parent))
@@ -281,6 +298,8 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     origin = {key: f"preset {folder}" if folder in PRESETS else "paper" for key in PAPER}
     typed = {key: value for key in PAPER if (value := getattr(config, key)) is not None}
 
+    if config.input_dir:
+        values["direction"], origin["direction"] = "AtoB", "input_dir to target_dir"
     load, crop = typed.get("load_size"), typed.get("crop_size")
     if crop and not load:
         values["load_size"] = round(crop * values["load_size"] / values["crop_size"])
@@ -291,7 +310,7 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
         origin["crop_size"] = "keeps the recipe's ratio to load_size"
 
     if not config.name:
-        values["name"] = folder
+        values["name"] = folder or "run"  # the root of a disk has no name
         origin["name"] = "data set's folder"
     for field in fields(config):
         changed = getattr(config, field.name) != getattr(defaults, field.name)

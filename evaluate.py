@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,9 @@ from tqdm.auto import tqdm
 
 from config import Config
 from dataset import PairedImages, normalise, validation_loader
-from palettes import merged_classes, target_palette
-from sources import open_pairs, split_of
-from utils import load_generator, pick_autocast, run_script
+from palettes import merged_classes
+from sources import open_pairs, palette_of, split_of
+from utils import load_generator, pick_autocast, run_script, set_tf32, testing
 
 Palette = dict[str, tuple[int, int, int]]
 Scores = dict[str, float]
@@ -84,7 +85,9 @@ def nearest_class(picture: Tensor, palette: Palette) -> Tensor:
     The distance is Euclidean in RGB.
     """
     colours = torch.tensor(list(palette.values()), device=picture.device) / 127.5 - 1
-    return torch.cdist(picture.movedim(1, -1), colours).argmin(dim=-1)
+    return torch.cdist(
+        picture.movedim(1, -1), colours, compute_mode="donot_use_mm_for_euclid_dist"
+    ).argmin(dim=-1)
 
 
 # --- All pictures ---
@@ -221,7 +224,12 @@ class Reader:
                 f"{path} turns {reads.input_nc} channels into {reads.output_nc}; a reader of this "
                 f"checkpoint turns {config.output_nc} into {config.input_nc}."
             )
-        self.palette = target_palette(Path(config.dataset).name, reads.direction)
+        if config.crop_size % reads.crop_size:
+            raise ValueError(
+                f"{path} takes pictures whose sides are multiples of {reads.crop_size} px, and the "
+                f"outputs are {config.crop_size} px; give a reader trained at that crop_size."
+            )
+        self.palette = palette_of(replace(reads, dataset=config.dataset))
         if self.palette is None:
             raise ValueError(
                 f"The inputs of {config.dataset} are not label pictures with a palette in "
@@ -268,8 +276,14 @@ def score_checkpoint(
         )
     place = next(generator.parameters()).device
     reading = Reader(reader, config, place) if reader else None
-    pairs = open_pairs(config, getattr(split_of(config), split), augment=False)
-    rows, scores = _score_all(generator, config, pairs, reading)
+    found = split_of(config)
+    # A folder given to be scored, without a split of its own, is scored as a whole.
+    chosen = (*found.train, *found.val) if dataset and found.held_out else getattr(found, split)
+    pairs = open_pairs(config, chosen, augment=False)
+    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
+    set_tf32(config.precision)
+    with testing(generator, config, place):
+        rows, scores = _score_all(generator, config, pairs, reading)
     summary = {
         "checkpoint": str(checkpoint),
         "dataset": config.dataset,
@@ -277,7 +291,8 @@ def score_checkpoint(
         "pictures": len(rows),
         **scores,
     }
-    _write(Path("evaluation") / config.name / f"scores_{split}", pairs, rows, summary)
+    stem = f"scores_{Path(dataset).name}_{split}" if dataset else f"scores_{split}"
+    _write(Path("evaluation") / config.name / stem, pairs, rows, summary)
     return summary
 
 
@@ -287,7 +302,7 @@ def _score_all(
     """Return the scores of each picture, and what they come to."""
     device = next(generator.parameters()).device
     autocast = pick_autocast(config.precision, device)
-    palette = target_palette(Path(config.dataset).name, config.direction)
+    palette = palette_of(config)
     rows, read, read_real, targets = [], [], [], []
     marks, real_marks = FixedMarks(), FixedMarks()
     batches = tqdm(validation_loader(pairs), desc="scoring", unit="picture")
@@ -318,8 +333,13 @@ def _write(stem: Path, pairs: PairedImages, rows: list[Scores], summary: dict[st
         writer.writeheader()
         for pair, row in zip(pairs.pairs, rows, strict=True):
             writer.writerow({"picture": pair.name, **row})
-    stem.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(summary, indent=2))
+    # JSON knows no NaN, which the marks of a single picture are.
+    finite = {
+        n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in summary.items()
+    }
+    text = json.dumps(finite, indent=2)
+    stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    print(text)
     print(f"Scores of each picture: {stem.with_suffix('.csv')}")
 
 

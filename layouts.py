@@ -53,12 +53,14 @@ class Split:
         val: Pairs to validate on, at least one.
         layout: How the pairs lie on disk, in a few words.
         root: The folder in which they were found.
+        held_out: Whether there was no validation set, so that ``val`` was held out of all pairs.
     """
 
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
     layout: str
     root: Path
+    held_out: bool = False
 
     def describe(self, name: str, sizes: Sequence[tuple[int, int]]) -> str:
         """Say in one line what was found.
@@ -122,7 +124,7 @@ def find_pairs(
         named |= {"input_dir": input_dir, "target_dir": target_dir}
         root, train, val = dataset, *_named_folders(dataset, named)
     else:
-        _check_folder(dataset, "the data set")
+        check_folder(dataset, "the data set")
         root, train, val = _look_for(dataset)
     problems: list[str] = []
     train_pairs = _pair_up(train, problems)
@@ -157,7 +159,7 @@ def _named_folders(dataset: Path, named: dict[str, str]) -> tuple[Halves, Halves
             f"for"
         )
     for name, folder in given.items():
-        _check_folder(folder, name)
+        check_folder(folder, name)
     first, *second = given.values()
     if second and first.samefile(second[0]):
         raise ValueError(f"{' and '.join(given)} are the same folder, {first}. Name two folders")
@@ -260,11 +262,21 @@ def _split(split: Split, val_fraction: float, seed: int) -> Split:
         split,
         train=tuple(pair for pair in pairs if pair not in held_out),
         val=tuple(pair for pair in pairs if pair in held_out),
+        held_out=True,
         layout=f"{split.layout}, {n_val} of {len(pairs)} held out by val_fraction",
     )
 
 
-def _check_folder(folder: Path, what: str) -> None:
+def check_folder(folder: Path, what: str) -> None:
+    """Refuse what is not a folder, naming those that it may be mistaken for.
+
+    Args:
+        folder: The path.
+        what: What it was given as.
+
+    Raises:
+        OSError: It does not exist, or is a file.
+    """
     if folder.is_dir():
         return
     if folder.exists():

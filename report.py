@@ -1,8 +1,10 @@
 """What a run shows people: sample grids, the metric table, curves, TensorBoard."""
 
 import csv
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,8 +36,18 @@ class Report:
         if self.table.exists():
             with open(self.table, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
+            if rows and set(COLUMNS) - rows[0].keys():
+                raise ValueError(
+                    f"{self.table} is not the table that a run writes (did another program save "
+                    "it?); move it elsewhere, and the same command starts a new one."
+                )
             self.rows = [row for row in rows if int(row["epoch"]) <= epochs_done]
         self.board = SummaryWriter(folder / "tensorboard", purge_step=epochs_done + 1)
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Write the settings of the run beside its pictures, as ``config.json``."""
+        text = json.dumps(settings, indent=2) + "\n"
+        (self.folder / "config.json").write_text(text, encoding="utf-8")
 
     def add_metrics(self, values: dict[str, float]) -> None:
         """Append one epoch's values to every record; a column that is not named stays empty."""
@@ -46,7 +58,13 @@ class Report:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.table)
+        try:
+            os.replace(temporary, self.table)
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.table} cannot be replaced ({error.strerror}); close it in other programs, "
+                "and give the same command to go on."
+            ) from error
         for name, value in values.items():
             self.board.add_scalar(name, value, int(values["epoch"]))
         self.board.flush()

@@ -1,16 +1,16 @@
 """From the settings to the pairs: where a data set lies, and its training and validation part."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from download import ARCHIVES, fetch
-from layouts import Pair, Split, find_pairs
+from layouts import Pair, Split, check_folder, find_pairs
+from palettes import target_palette
 from pictures import BadPictures
-from towns import draw_towns
-
-TOWNS_TRAIN, TOWNS_VAL = 400, 40
+from towns import N_TRAIN, N_VAL, draw_towns
 
 
 def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
@@ -21,21 +21,25 @@ def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
         mirror: Where the archives of the paper's data sets are: an address, or a local folder.
 
     Raises:
-        FileNotFoundError: There is no such folder.
+        OSError: There is no such folder.
         DownloadError: The data set could not be fetched.
     """
     for folder in (Path(dataset), Path("data") / dataset):
         if folder.is_dir() and (folder == Path(dataset) or dataset in PRESETS):
             return folder
     if dataset == "towns":
-        draw_towns(Path("data/towns"), TOWNS_TRAIN, TOWNS_VAL)
+        draw_towns(Path("data/towns"), N_TRAIN, N_VAL)
         return Path("data/towns")
     if dataset in ARCHIVES:
         return fetch(dataset, mirror=mirror)
-    raise FileNotFoundError(
-        f"dataset is {dataset!r}, and there is no such folder; give a folder of side-by-side "
-        f"pairs, or one of {', '.join(PRESETS)}."
-    )
+    check_folder(Path(dataset), "the data set")
+    return Path(dataset)
+
+
+def palette_of(config: Config) -> dict[str, tuple[int, int, int]] | None:
+    """Return the colours of the classes in the targets, where those are known label pictures."""
+    folder = PurePath(os.path.abspath(config.dataset)).name
+    return target_palette(folder, config.direction) if config.output_nc == 3 else None
 
 
 def split_of(config: Config) -> Split:
@@ -73,6 +77,7 @@ def open_pairs(config: Config, pairs: Sequence[Pair], *, augment: bool) -> Paire
         nearest=config.nearest,
         square_halves=config.square_halves,
         on_bad_picture=config.on_bad_picture,
+        cache_dir=Path(config.cache_dir),
         cache_limit_gb=config.cache_limit_gb,
     )
 

@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from palettes import TOWNS
 from townplan import Pen, Town, draw_classes, outlines, plan_town
 
+N_TRAIN, N_VAL = 400, 40  # pairs of the set that train.py draws
+
 OVERSAMPLE = 2  # pictures are drawn so much larger and shrunk, to smooth the photo's edges
 MIN_SHARE, MAX_SHARE = 0.02, 0.45  # of a class in a picture: no slivers, and none fills it
 WHITE, GREY, DARK, RED = (216, 214, 209), (146, 142, 136), (92, 90, 94), (132, 60, 52)
@@ -236,4 +238,4 @@ def draw_towns(folder: Path, n_train: int, n_val: int, size: int = 256, seed: in
 
 
 if __name__ == "__main__":
-    draw_towns(Path("data/towns"), n_train=400, n_val=100)
+    draw_towns(Path("data/towns"), N_TRAIN, N_VAL)

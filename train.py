@@ -11,7 +11,6 @@ The whole algorithm, for each batch of pairs (x, y):
 goes on where the last one stopped.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -30,10 +29,10 @@ from dataset import BadPictures, normalise, training_loader, validation_loader
 from discriminator import Discriminator
 from evaluate import evaluate
 from generator import Generator
-from palettes import target_palette
 from report import Report, Sample
-from sources import open_split, split_of
+from sources import open_split, palette_of, split_of
 from utils import (
+    CheckpointWriteError,
     Interrupted,
     StopRequest,
     build_generator,
@@ -48,6 +47,7 @@ from utils import (
     save_checkpoint,
     save_file,
     set_rng_state,
+    set_tf32,
     testing,
 )
 
@@ -128,7 +128,9 @@ class TrainingState:
         for field in fields(self):
             value = getattr(self, field.name)
             if hasattr(value, "load_state_dict"):
-                value.load_state_dict(saved[field.name])
+                # A scaler that was off saves nothing, and may be on now: precision may change.
+                if saved[field.name]:
+                    value.load_state_dict(saved[field.name])
             elif isinstance(value, Tensor):
                 value.copy_(saved[field.name])
             else:
@@ -220,10 +222,7 @@ def train(config: Config, fresh: bool = False) -> None:
     """
     config, origin = resolve(config)
     checkpoints, results = Path("checkpoints") / config.name, Path("evaluation") / config.name
-    if fresh:
-        move_aside(checkpoints)
-        move_aside(results)
-    saved = load_checkpoint(checkpoints)
+    saved = None if fresh else load_checkpoint(checkpoints)
     if saved is not None:
         check_same_run(config, saved["config"])
         if saved["epoch"] >= config.n_epochs + config.n_epochs_decay:
@@ -234,7 +233,10 @@ def train(config: Config, fresh: bool = False) -> None:
             )
             return
     print(f"Settings of {config.name}:\n{describe(config, origin)}")
-    Run(config, saved).finish()
+    run = Run(config, saved)
+    if fresh:  # not before everything that can be wrong with the new run has been looked at
+        move_aside(checkpoints, results)
+    run.finish()
     print(f"Finished: pictures and scores in {results}, generator in {checkpoints}/generator.pt.")
 
 
@@ -296,8 +298,7 @@ class Run:
         self.checkpoints = Path("checkpoints") / config.name
         self.device = pick_device(config.device)
         self.autocast = pick_autocast(config.precision, self.device)
-        torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
-        torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+        set_tf32(config.precision)
         keep_freed_memory()
 
         split = split_of(config)
@@ -305,15 +306,12 @@ class Run:
         print(split.describe(config.name, self.pairs.sizes))
         for note in self.pairs.notes + self.val_pairs.notes:
             print(note)
-        self.palette = target_palette(Path(config.dataset).name, config.direction)
+        self.palette = palette_of(config)
         self.steps_per_epoch = len(self.pairs) // config.batch_size
 
         self.state = new_state(config, self.device)
         if saved is not None:
             self.restore(saved)
-        self.report = Report(Path("evaluation") / config.name, epochs_done=self.state.epoch)
-        settings = self.report.folder / "config.json"
-        settings.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
         self.stop = StopRequest()
         self.speed = math.nan
         self.saved_at = time.monotonic()
@@ -322,26 +320,32 @@ class Run:
     def finish(self) -> None:
         """Train to the last epoch, or until a stop is requested."""
         state = self.state
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.report = Report(Path("evaluation") / self.config.name, epochs_done=state.epoch)
+        self.report.write_settings(asdict(self.config))
         batches = iter(self.loader())
-        try:
-            with self.stop, self.progress_bar() as bar:
-                while state.epoch < self.n_epochs:
-                    self.train_epoch(batches, bar)
-                    self.end_epoch()
-                    state.epoch, state.step = state.epoch + 1, 0
-                    state.totals.zero_()
+        with self.stop:
+            try:
+                with self.progress_bar() as bar:
+                    while state.epoch < self.n_epochs:
+                        self.train_epoch(batches, bar)
+                        self.end_epoch()
+                        state.epoch, state.step = state.epoch + 1, 0
+                        state.totals.zero_()
                 self.save()
-        except BadPictures:
-            self.save()
-            raise
-        except Interrupted as stop:
-            self.save()
-            raise Interrupted(
-                f"Stopped in epoch {state.epoch + 1} after step {state.step} of "
-                f"{self.steps_per_epoch}. {self.checkpoints / 'latest.pt'} holds everything: "
-                "give the same command to go on.",
-                stop.exit_code - 128,
-            ) from None
+            except CheckpointWriteError:
+                raise
+            except (BadPictures, OSError):  # no step is lost to a bad picture or a locked table
+                self.save()
+                raise
+            except Interrupted as stop:
+                self.save()
+                raise Interrupted(
+                    f"Stopped in epoch {state.epoch + 1} after step {state.step} of "
+                    f"{self.steps_per_epoch}. {self.checkpoints / 'latest.pt'} holds everything: "
+                    "give the same command to go on.",
+                    stop.exit_code - 128,
+                ) from None
 
     def train_epoch(self, batches: Iterator[Tensor], bar: tqdm) -> None:
         """Take the steps that are left of this epoch."""
@@ -366,8 +370,9 @@ class Run:
                 self.save()
             self.stop.check()
 
-        pictures = (state.step - first_step) * config.batch_size
-        self.speed = pictures / (time.monotonic() - began)
+        if state.step > first_step:
+            pictures = (state.step - first_step) * config.batch_size
+            self.speed = pictures / (time.monotonic() - began)
 
     def end_epoch(self) -> None:
         """Validate, log and draw what is due after the epoch whose steps are all done."""

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -35,7 +34,7 @@ def pick_device(name: str) -> torch.device:
     found += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":
         return torch.device({"cpu": "cpu", "mps": "mps"}.get(found[-1], "cuda:0"))
-    wanted = "cuda:0" if name == "cuda" else name
+    wanted = {"cuda": "cuda:0", "mps:0": "mps"}.get(name, name)
     if wanted not in found:
         raise ValueError(f"device is {name!r}; this machine has {', '.join(found)} (or auto).")
     return torch.device(wanted)
@@ -67,6 +66,12 @@ def pick_autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def set_tf32(precision: str) -> None:
+    """Let CUDA round the inputs of float32 products to 19 bits, unless ``precision`` is fp32."""
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+
 def keep_freed_memory() -> None:
     """Let Linux's C library keep large freed blocks, for the next training step to use.
 
@@ -84,16 +89,20 @@ def keep_freed_memory() -> None:
 def get_rng_state(device: torch.device) -> dict[str, Tensor]:
     """Return the states of torch's global generators that a run on ``device`` draws from."""
     state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = getattr(torch, device.type).get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     """Restore what ``get_rng_state`` returned; a device that it does not name keeps its state."""
     torch.set_rng_state(state["cpu"])
-    if device.type != "cpu" and device.type in state:
-        getattr(torch, device.type).set_rng_state(state[device.type])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def configure_for_test(generator: nn.Module, config: Config) -> None:
@@ -135,11 +144,15 @@ class CheckpointError(ValueError):
     """A file that is not a usable checkpoint of this project."""
 
 
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; the older ones are untouched."""
+
+
 def save_file(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that no moment leaves a half-written file at ``path``.
 
     Raises:
-        OSError: It could not be written; what stood at ``path`` is as before.
+        CheckpointWriteError: It could not be written; what stood at ``path`` is as before.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -150,7 +163,7 @@ def save_file(content: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         temporary.unlink(missing_ok=True)
-        raise OSError(
+        raise CheckpointWriteError(
             f"{path} could not be written: {error}. Older checkpoints are untouched; free some "
             "space or mend the permissions, then give the same command to go on from them."
         ) from error
@@ -166,7 +179,7 @@ def save_checkpoint(content: dict[str, Any], folder: Path) -> None:
         folder: ``checkpoints/NAME``.
 
     Raises:
-        OSError: A file could not be written; the older ones are untouched.
+        CheckpointWriteError: A file could not be written; the older ones are untouched.
     """
     incoming, latest = folder / "incoming.pt", folder / "latest.pt"
     save_file(content, incoming)
@@ -187,14 +200,16 @@ def load_file(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} does not exist; expected a checkpoint, such as checkpoints/NAME/generator.pt."
         )
-    try:
-        # torch itself does not compare the checksums that it writes.
-        damaged = zipfile.ZipFile(path).testzip()
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
-    if damaged:
-        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match.")
+    with open(path, "rb") as file:
+        try:
+            # torch itself does not compare the checksums that it writes.
+            damaged = zipfile.ZipFile(file).testzip()
+            if damaged:
+                raise ValueError(f"the checksum of {damaged} does not match")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # damage makes the readers raise nearly anything
+            raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
     if not isinstance(content, dict) or not {"generator", "config"} <= content.keys():
         raise CheckpointError(
             f"{path} is no checkpoint of this project: it does not hold a generator and its config."
@@ -282,15 +297,15 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
     return generator.requires_grad_(False).to(pick_device(str(device)))
 
 
-def move_aside(folder: Path) -> None:
-    """Rename ``folder`` to NAME.old1, or the next number that is free; nothing if it is missing."""
-    if not folder.exists():
-        return
+def move_aside(*folders: Path) -> None:
+    """Rename the ``folders`` that exist to NAME.old1, or the next number that is free for all."""
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+    while any(folder.with_name(f"{folder.name}.old{number}").exists() for folder in folders):
         number += 1
-    folder.rename(aside)
-    print(f"{folder} is now {aside}.")
+    for folder in folders:
+        if folder.exists():
+            aside = folder.rename(folder.with_name(f"{folder.name}.old{number}"))
+            print(f"{folder} is now {aside}.")
 
 
 # --- How scripts stop ---

@@ -1,4 +1,5 @@
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from conftest import script
@@ -94,6 +95,20 @@ def test_a_deep_discriminator_is_refused_with_the_crop_of_the_recipe():
     Config(crop_size=128, n_layers_d=5)
 
 
+def test_input_dir_and_target_dir_say_the_direction():
+    config, origin = resolve(Config(input_dir="data/facades/b", target_dir="data/facades/a"))
+    assert (config.direction, config.name) == ("AtoB", "facades")
+    assert origin["direction"] == "input_dir to target_dir"
+    with pytest.raises(ValueError, match="swap the two folders"):
+        Config(input_dir="a", target_dir="b", direction="BtoA")
+
+
+def test_a_path_is_the_same_however_it_is_typed():
+    slash, plain = (resolve(Config(dataset=d))[0] for d in ("data/maps/", Path("./data/maps")))
+    assert slash == plain
+    assert resolve(Config(dataset="/"))[0].name == "run"
+
+
 def test_help_explains_every_setting():
     result = script("train.py", "--help")
     assert result.returncode == 0
@@ -107,7 +122,7 @@ def test_help_explains_every_setting():
         (["--crop-size", "100"], "power of two"),
         (["--crop-sizes", "128"], "--crop-size"),
         (["--flip", "perhaps"], "flip"),
-        (["--dataset", "nowhere"], "no such folder"),
+        (["--dataset", "nowhere"], "nowhere does not exist"),
         (["--dataset", "edges2shoes", "--mirror", "."], "data/edges2shoes"),
     ],
 )

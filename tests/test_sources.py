@@ -17,8 +17,8 @@ def test_an_existing_folder_wins_over_an_official_name(towns: Path, tmp_path: Pa
 
 
 def test_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "TOWNS_TRAIN", 2)
-    monkeypatch.setattr(sources, "TOWNS_VAL", 1)
+    monkeypatch.setattr(sources, "N_TRAIN", 2)
+    monkeypatch.setattr(sources, "N_VAL", 1)
     assert find_dataset("towns") == Path("data/towns")
     first = Path("data/towns/train/0001.png").stat().st_mtime_ns
     find_dataset("towns")
@@ -27,7 +27,7 @@ def test_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_missing_folder_is_named():
-    with pytest.raises(FileNotFoundError, match="'nowhere'"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         find_dataset("nowhere")
 
 

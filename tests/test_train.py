@@ -18,6 +18,7 @@ from reference import FOLDER, load_by_rule, picture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config, resolve
+from report import Report
 from train import (
     DivergedError,
     Run,
@@ -40,8 +41,9 @@ def autocast_off() -> torch.autocast:
 def results(name: str) -> tuple[dict, list[dict], dict[str, bytes]]:
     """Return weights, metrics without the clock, and pictures of a run in the working folder."""
     state = torch.load(f"checkpoints/{name}/latest.pt", weights_only=True)
-    with open(f"evaluation/{name}/metrics.csv", newline="") as file:
-        rows = [{k: v for k, v in r.items() if k not in CLOCK} for r in csv.DictReader(file)]
+    table = Path(f"evaluation/{name}/metrics.csv")
+    lines = table.read_text().splitlines() if table.exists() else []
+    rows = [{k: v for k, v in r.items() if k not in CLOCK} for r in csv.DictReader(lines)]
     pictures = {
         path.name: path.read_bytes()
         for path in Path("evaluation", name).glob("*.png")
@@ -177,7 +179,7 @@ def test_stopping_and_going_on_is_the_same_run(towns: Path, monkeypatch: pytest.
 
 
 def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
-    base = flags(dataset=towns, checkpoint_minutes=0, n_epochs=4)
+    base = flags(dataset=towns, checkpoint_minutes=0, n_epochs=12)
     assert script("train.py", *base, "--name", "whole").returncode == 0
     command = [sys.executable, str(ROOT / "train.py"), *base, "--name", "killed"]
     dice = random.Random(0)
@@ -187,7 +189,7 @@ def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
         waiting_until = time.monotonic() + 60
-        checkpoint = Path("checkpoints/killed/latest.pt")
+        checkpoint = Path("checkpoints/killed/generator.pt")
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         while time.monotonic() < waiting_until and process.poll() is None:
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
@@ -195,7 +197,7 @@ def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.6))
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     last = script("train.py", *base, "--name", "killed")
     assert last.returncode == 0, last.stderr
     for one, other in zip(results("whole"), results("killed"), strict=True):
@@ -292,6 +294,41 @@ def test_a_changed_data_set_is_refused(towns: Path, tmp_path: Path):
     next((copy / "train").iterdir()).unlink()
     with pytest.raises(ValueError, match=r"trained on 8 pairs.*now has 7"):
         train(replace(config, n_epochs=5))
+
+
+def test_fresh_leaves_the_old_run_until_the_new_one_can_start(towns: Path):
+    train(Config(dataset=str(towns), name="a", **TINY))
+    result = script("train.py", *flags(dataset=towns, name="a", batch_size=99), "--fresh")
+    assert result.returncode == 2
+    assert Path("checkpoints/a/latest.pt").exists()
+
+
+def test_precision_may_change_on_the_way(towns: Path):
+    config = Config(dataset=str(towns), name="a", precision="fp32", **TINY)
+    train(config)
+    train(replace(config, precision="fp16", n_epochs=3))
+    assert len(results("a")[1]) == 4
+
+
+def test_grey_targets_of_a_paletted_set_have_no_classes(towns: Path, tmp_path: Path):
+    shutil.copytree(towns, tmp_path / "towns")
+    train(Config(dataset="towns", output_nc=1, **TINY))
+    assert results("towns")[1][0]["val_accuracy"] == ""
+
+
+def test_a_table_that_cannot_be_written_loses_no_step(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    config = Config(dataset=str(towns), name="a", **TINY)
+
+    def locked(self: Report, values: dict) -> None:
+        raise PermissionError("metrics.csv cannot be replaced")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "add_metrics", locked)
+        with pytest.raises(PermissionError):
+            train(config)
+    assert results("a")[0]["step"] == 8
+    train(config)
+    assert [row["epoch"] for row in results("a")[1]] == ["1", "2", "3"]
 
 
 def test_a_batch_larger_than_the_data_set(towns: Path):

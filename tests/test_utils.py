@@ -69,6 +69,18 @@ def test_files_that_are_no_checkpoints(run: Config, tmp_path: Path):
         load_generator(tmp_path / "other.pt")
 
 
+def test_damage_anywhere_is_recognised(tmp_path: Path):
+    path = tmp_path / "small.pt"
+    torch.save({"generator": {"w": torch.arange(4.0)}, "config": {"ngf": 4}}, path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            assert load_file(path)["generator"]["w"].tolist() == [0, 1, 2, 3]
+        except CheckpointError as error:
+            assert "small.pt" in str(error)
+
+
 def test_a_hostile_file_does_nothing(tmp_path: Path):
     class Hostile:
         def __reduce__(self):

@@ -312,6 +312,7 @@ class Run:
         self.state = new_state(config, self.device)
         if saved is not None:
             self.restore(saved)
+        self.loader = self.open_loader()
         self.stop = StopRequest()
         self.speed = math.nan
         self.saved_at = time.monotonic()
@@ -323,7 +324,7 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.report = Report(Path("evaluation") / self.config.name, epochs_done=state.epoch)
         self.report.write_settings(asdict(self.config))
-        batches = iter(self.loader())
+        batches = iter(self.loader)
         with self.stop:
             try:
                 with self.progress_bar() as bar:
@@ -478,7 +479,7 @@ class Run:
         set_rng_state(saved["rng"], self.device)
         print(f"Going on in epoch {self.state.epoch + 1} after step {self.state.step}.")
 
-    def loader(self) -> DataLoader:
+    def open_loader(self) -> DataLoader:
         """Return the batches from here to the end of the run."""
         return training_loader(
             self.pairs,

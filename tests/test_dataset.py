@@ -553,7 +553,9 @@ def test_a_build_that_ends_early_leaves_nothing(
             open_pairs(drawn)
     assert list((tmp_path / "cache").iterdir()) == []
     if isinstance(error, OSError):
-        assert "No space left. Free some space, choose another cache_dir" in str(caught.value)
+        assert "No space left. Free some space, set cache_dir to another folder" in str(
+            caught.value
+        )
     open_pairs(drawn)[0, 0]
 
 
@@ -568,7 +570,9 @@ def test_a_disk_that_is_too_small_is_said_at_once(
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, open_pairs: Opener) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"file/cache cannot be written.*choose another cache_dir"):
+    with pytest.raises(
+        OSError, match=r"file/cache cannot be written.*set cache_dir to another folder"
+    ):
         open_pairs(draw(tmp_path, 1), cache_dir=tmp_path / "file/cache")
 
 

@@ -39,12 +39,13 @@ def _draw_ground(pen: Pen, rng: np.random.Generator) -> None:
     """Pavements, yards, lawns with paths, and water between its banks."""
     rects = pen.town.rects
     grass = np.array([92, 108, 66]) + rng.normal(0, 7, 3)
+    garden = grass + np.array([26, 16, 8])  # mown and dry, as parks under their trees are not
     paved = np.array([150, 143, 128]) + rng.normal(0, 9) + rng.normal(0, 3, 3)
     for name, colour in (("block", paved), ("park", grass)):
         pen.rects(rects[name], (158, 154, 146), 1.2, 6)  # pavement
         pen.rects(rects[name], colour, 0, 6)
     green = rng.random((len(rects["lot"]), 1)) < 1.7 - pen.town.lot / 34
-    pen.rects(rects["lot"], np.where(green, grass, paved) + rng.normal(0, 9, green.shape), -0.4, 3)
+    pen.rects(rects["lot"], np.where(green, garden, paved) + rng.normal(0, 9, green.shape), -0.4, 3)
     for park in rects["park"]:
         pen.rects(_beads(park, rng.uniform(-12, 12), 2.6, 8, 0), (168, 156, 130))  # path
     for shore in pen.town.shores:

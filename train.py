@@ -29,7 +29,7 @@ from dataset import BadPictures, normalise, training_loader, validation_loader
 from discriminator import Discriminator
 from evaluate import evaluate
 from generator import Generator
-from report import Report, Sample
+from report import COLUMNS, Report, Sample
 from sources import open_split, palette_of, split_of
 from utils import (
     CheckpointWriteError,
@@ -415,7 +415,8 @@ class Run:
                 autocast=self.autocast,
                 palette=self.palette,
             )
-        return {f"val_{name}": value for name, value in scores.items()}
+        named = {f"val_{name}": value for name, value in scores.items()}
+        return {name: value for name, value in named.items() if name in COLUMNS}
 
     def samples(self) -> list[Sample]:
         """Translate a few validation pairs, the same ones every time."""

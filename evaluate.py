@@ -23,7 +23,7 @@ from config import Config
 from dataset import PairedImages, normalise, validation_loader
 from palettes import merged_classes
 from sources import open_pairs, palette_of, split_of
-from utils import load_generator, pick_autocast, run_script, set_tf32, testing
+from utils import load_generator, make_folder, pick_autocast, run_script, set_tf32, testing
 
 Palette = dict[str, tuple[int, int, int]]
 Scores = dict[str, float]
@@ -276,11 +276,7 @@ def score_checkpoint(
         )
     place = next(generator.parameters()).device
     reading = Reader(reader, config, place) if reader else None
-    found = split_of(config)
-    # A folder given to be scored, without a split of its own, is scored as a whole.
-    chosen = (*found.train, *found.val) if dataset and found.held_out else getattr(found, split)
-    pairs = open_pairs(config, chosen, augment=False)
-    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
+    pairs = _pairs_to_score(config, split, whole=bool(dataset))
     set_tf32(config.precision)
     with testing(generator, config, place):
         rows, scores = _score_all(generator, config, pairs, reading)
@@ -291,9 +287,18 @@ def score_checkpoint(
         "pictures": len(rows),
         **scores,
     }
-    stem = f"scores_{Path(dataset).name}_{split}" if dataset else f"scores_{split}"
-    _write(Path("evaluation") / config.name / stem, pairs, rows, summary)
+    other = f"_{Path(dataset).absolute().name}" if dataset else ""
+    _write(Path("evaluation") / config.name / f"scores{other}_{split}", pairs, rows, summary)
     return summary
+
+
+def _pairs_to_score(config: Config, split: str, *, whole: bool) -> PairedImages:
+    """Open the pairs of a split; with ``whole`` all, where the folder has no split of its own."""
+    found = split_of(config)
+    chosen = (*found.train, *found.val) if whole and found.held_out else getattr(found, split)
+    pairs = open_pairs(config, chosen, augment=False)
+    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
+    return pairs
 
 
 def _score_all(
@@ -327,8 +332,10 @@ def _score_all(
 
 
 def _write(stem: Path, pairs: PairedImages, rows: list[Scores], summary: dict[str, Any]) -> None:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with open(stem.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
+    make_folder(stem.parent)
+    # Not with_suffix: the name of a data set may hold a dot.
+    table, text_file = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".json"))
+    with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["picture", *rows[0]])
         writer.writeheader()
         for pair, row in zip(pairs.pairs, rows, strict=True):
@@ -338,9 +345,9 @@ def _write(stem: Path, pairs: PairedImages, rows: list[Scores], summary: dict[st
         n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in summary.items()
     }
     text = json.dumps(finite, indent=2)
-    stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    text_file.write_text(text + "\n", encoding="utf-8")
     print(text)
-    print(f"Scores of each picture: {stem.with_suffix('.csv')}")
+    print(f"Scores of each picture: {table}")
 
 
 def main() -> None:

@@ -126,18 +126,8 @@ def find_pairs(
     else:
         check_folder(dataset, "the data set")
         root, train, val = _look_for(dataset)
-    problems: list[str] = []
-    train_pairs = _pair_up(train, problems)
-    val_pairs = _pair_up(val, problems) if val else ()
-    if problems:
-        raise ValueError(
-            "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
-            "each name in both folders, whatever the suffix. Rename, add or remove the ones listed"
-        )
-    layout = "two folders" if train[1] else "side by side"
-    if val:
-        return Split(train_pairs, val_pairs, layout, root)
-    return _split(Split(train_pairs, (), layout, root), val_fraction, seed)
+    split = _paired(root, train, val)
+    return split if val else _split(split, val_fraction, seed)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -212,6 +202,19 @@ def _set_at(root: Path, pattern: Pattern, role: str) -> Halves | None:
     a, b = (None if half is None else _find(root, half.format(role)) for half in pattern)
     complete = a and (b or pattern[1] is None)
     return (a, b) if complete and (pictures_in(a) or (b and pictures_in(b))) else None
+
+
+def _paired(root: Path, train: Halves, val: Halves | None) -> Split:
+    """Return the pairs of both sets, or list every name in either that has no partner."""
+    problems: list[str] = []
+    train_pairs = _pair_up(train, problems)
+    val_pairs = _pair_up(val, problems) if val else ()
+    if problems:
+        raise ValueError(
+            "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
+            "each name in both folders, whatever the suffix. Rename, add or remove the ones listed"
+        )
+    return Split(train_pairs, val_pairs, "two folders" if train[1] else "side by side", root)
 
 
 def _pair_up(halves: Halves, problems: list[str]) -> tuple[Pair, ...]:

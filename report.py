@@ -24,13 +24,12 @@ class Report:
     """The files in ``evaluation/NAME`` that a run adds to after each epoch.
 
     Args:
-        folder: ``evaluation/NAME``; made when missing.
+        folder: ``evaluation/NAME``, an existing folder.
         epochs_done: Rows of later epochs are dropped: the run goes on before them.
     """
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self.table = folder / "metrics.csv"
         self.rows: list[dict[str, str]] = []
         if self.table.exists():

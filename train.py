@@ -39,6 +39,7 @@ from utils import (
     get_rng_state,
     keep_freed_memory,
     load_checkpoint,
+    make_folder,
     move_aside,
     pick_autocast,
     pick_device,
@@ -55,7 +56,7 @@ from utils import (
 CHANGEABLE = {
     *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision"),
     *("log_interval", "picture_interval", "val_interval", "checkpoint_minutes"),
-    *("keep_generators", "cache_limit_gb", "mirror"),
+    *("keep_generators", "cache_dir", "cache_limit_gb", "mirror"),
 }
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g_gan", "l1")
 
@@ -321,8 +322,9 @@ class Run:
     def finish(self) -> None:
         """Train to the last epoch, or until a stop is requested."""
         state = self.state
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.report = Report(Path("evaluation") / self.config.name, epochs_done=state.epoch)
+        results = make_folder(Path("evaluation") / self.config.name)
+        make_folder(self.checkpoints)
+        self.report = Report(results, epochs_done=state.epoch)
         self.report.write_settings(asdict(self.config))
         batches = iter(self.loader)
         with self.stop:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -295,6 +296,23 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
     configure_for_test(generator, config)
     generator.config = config
     return generator.requires_grad_(False).to(pick_device(str(device)))
+
+
+def make_folder(folder: Path) -> Path:
+    """Make ``folder`` where it is missing, and see that files can be written there.
+
+    Raises:
+        OSError: They cannot, which is better known before the training than after it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written to ({error.strerror}); start in a folder of your own, or "
+            "mend its permissions."
+        ) from error
 
 
 def move_aside(*folders: Path) -> None:

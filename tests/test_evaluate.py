@@ -145,6 +145,16 @@ def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Pat
         )
 
 
+def test_another_data_set_is_scored_whole_under_its_own_name(towns: Path, tmp_path: Path):
+    train(Config(dataset=str(towns), name="a", **TINY))
+    flat = tmp_path / "set.v1"
+    shutil.copytree(towns / "train", flat)
+    summary = score_checkpoint(Path("checkpoints/a/generator.pt"), dataset=f"{flat}/")
+    assert summary["pictures"] == 8
+    names = {path.name for path in Path("evaluation/a").glob("scores*")}
+    assert names == {"scores_set.v1_val.csv", "scores_set.v1_val.json"}
+
+
 def test_a_missing_checkpoint_ends_in_one_message():
     result = script("evaluate.py", "checkpoints/none/generator.pt")
     assert result.returncode == 2

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -329,6 +330,25 @@ def test_a_table_that_cannot_be_written_loses_no_step(towns: Path, monkeypatch: 
     assert results("a")[0]["step"] == 8
     train(config)
     assert [row["epoch"] for row in results("a")[1]] == ["1", "2", "3"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(
+    towns: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match=r"evaluation.a cannot be written to .*start in a folder"):
+        train(Config(dataset=str(towns), name="a", **TINY))
+    assert not Path("checkpoints/a").exists()
+
+
+def test_the_cache_may_move(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    train(replace(config, cache_dir="elsewhere", n_epochs=3))
+    assert len(results("a")[1]) == 4
 
 
 def test_a_batch_larger_than_the_data_set(towns: Path):

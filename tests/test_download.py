@@ -8,6 +8,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -347,9 +349,30 @@ def test_a_file_in_the_way(server: Server, link: bool):
 
 
 # --- Stopped, killed, two at once ---
+def start_fetching(server: Server) -> subprocess.Popen:
+    """Fetch maps in a process of its own, as two users of one folder would."""
+    code = f"from download import fetch; fetch('maps', mirror={server.mirror!r})"
+    environment = os.environ | {"PYTHONPATH": str(Path(download.__file__).parent)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
 def test_ctrl_c_while_fetching(server: Server):
-    server.during = functools.partial(signal.raise_signal, signal.SIGINT)
-    refused(server.mirror, "it was interrupted", error=KeyboardInterrupt)
+    # In a process of its own: a KeyboardInterrupt inside tqdm's lock would leave it locked here.
+    halfway, done = threading.Event(), threading.Event()
+    server.during = lambda: (halfway.set(), done.wait(60))
+    run = start_fetching(server)
+    try:
+        assert halfway.wait(60)
+        run.send_signal(signal.SIGINT)
+        message = run.communicate(timeout=60)[1]
+    finally:
+        done.set()
+        run.kill()
+    for part in (*ADVICE, f"{server.mirror}/maps.tar.gz:", "KeyboardInterrupt", "interrupted"):
+        assert part in message
+    assert not os.listdir("data")
 
 
 def test_ctrl_c_while_unpacking(server: Server, monkeypatch: pytest.MonkeyPatch):
@@ -374,17 +397,13 @@ def test_what_a_killed_run_left_is_no_hindrance(server: Server):
 
 def test_two_at_once(server: Server):
     both = threading.Barrier(2)
-    server.during = functools.partial(both.wait, 5)
-    found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(fetch("maps", mirror=server.mirror)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert found == [Path("data/maps")] * 2
+    server.during = functools.partial(both.wait, 60)
+    runs = [start_fetching(server) for _ in range(2)]
+    try:
+        assert [run.communicate(timeout=90) and run.returncode for run in runs] == [0, 0]
+    finally:
+        for run in runs:
+            run.kill()
     assert len(server.asked) == 2
     assert len(unpacked()) == 3
     assert os.listdir("data") == ["maps"]

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 from torchmetrics.functional.segmentation import mean_iou
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchvision.models import AlexNet_Weights
 from tqdm.auto import tqdm
 
 from config import Config
@@ -245,6 +247,39 @@ class Reader:
         )
 
 
+class Lpips:
+    """LPIPS: the distance of two pictures in the features of AlexNet, nearer to the eye than L1.
+
+    Args:
+        device: Where the pictures are.
+
+    Raises:
+        ValueError: The file of weights is damaged.
+    """
+
+    url = AlexNet_Weights.IMAGENET1K_V1.url
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")
+        except Exception as error:  # damage makes torch raise nearly anything
+            raise ValueError(
+                f"{self.weights()} is damaged ({error}); fetch {self.url} again, or remove it to "
+                "score without LPIPS."
+            ) from error
+        self.metric = metric.to(device)
+
+    @classmethod
+    def weights(cls) -> Path:
+        """Return where torch keeps the weights of AlexNet, once they were fetched."""
+        return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(cls.url).name)
+
+    def __call__(self, fake: Tensor, y: Tensor) -> float:
+        """Return the distance of two pictures, (1, 1 or 3, H, W) in [-1, 1]; 0 is the same."""
+        colour = (1, 3, *y.shape[2:])
+        return self.metric(fake.expand(colour), y.expand(colour)).item()
+
+
 def score_checkpoint(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     dataset: str = "",
@@ -276,10 +311,11 @@ def score_checkpoint(
         )
     place = next(generator.parameters()).device
     reading = Reader(reader, config, place) if reader else None
+    lpips = Lpips(place) if Lpips.weights().is_file() else None
     pairs = _pairs_to_score(config, split, whole=bool(dataset))
     set_tf32(config.precision)
     with testing(generator, config, place):
-        rows, scores = _score_all(generator, config, pairs, reading)
+        rows, scores = _score_all(generator, config, pairs, reading, lpips)
     summary = {
         "checkpoint": str(checkpoint),
         "dataset": config.dataset,
@@ -289,6 +325,8 @@ def score_checkpoint(
     }
     other = f"_{Path(dataset).absolute().name}" if dataset else ""
     _write(Path("evaluation") / config.name / f"scores{other}_{split}", pairs, rows, summary)
+    if lpips is None:
+        print(f"LPIPS was left out: save {Lpips.url} as {Lpips.weights()} to have it scored too.")
     return summary
 
 
@@ -302,7 +340,11 @@ def _pairs_to_score(config: Config, split: str, *, whole: bool) -> PairedImages:
 
 
 def _score_all(
-    generator: nn.Module, config: Config, pairs: PairedImages, reading: Reader | None
+    generator: nn.Module,
+    config: Config,
+    pairs: PairedImages,
+    reading: Reader | None,
+    lpips: Lpips | None,
 ) -> tuple[list[Scores], dict[str, Any]]:
     """Return the scores of each picture, and what they come to."""
     device = next(generator.parameters()).device
@@ -314,6 +356,8 @@ def _score_all(
     options = {"input_nc": config.input_nc, "device": device, "autocast": autocast}
     for x, fake, y in translate_all(generator, batches, **options):
         rows.append(score_picture(fake, y, palette))
+        if lpips is not None:
+            rows[-1]["lpips"] = lpips(fake, y)
         marks.add(fake)
         real_marks.add(y)
         if palette is not None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import TINY, script
 from torch import nn
+from torchvision.models import alexnet
 
 from config import Config
 from evaluate import (
     FixedMarks,
+    Lpips,
     evaluate,
     gradient_energy,
     majority_scores,
@@ -113,6 +115,28 @@ def test_fixed_marks():
     assert same.value() == pytest.approx(1)
     assert half.value() == pytest.approx(0.5, abs=0.02)
     assert math.isnan(FixedMarks().value())
+
+
+def test_lpips_only_where_its_weights_lie(
+    towns: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    train(Config(dataset=str(towns), name="a", output_nc=1, **TINY))
+    monkeypatch.setenv("TORCH_HOME", "cache")
+    weights = Path("cache/hub/checkpoints/alexnet-owt-7be5be79.pth")
+    checkpoint = Path("checkpoints/a/generator.pt")
+    assert "lpips" not in score_checkpoint(checkpoint)
+    assert f"as {weights}" in capsys.readouterr().out
+
+    weights.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(alexnet().state_dict(), weights)
+    assert 0 < score_checkpoint(checkpoint)["lpips"] < 1
+    picture = torch.rand(1, 1, 64, 64)
+    assert Lpips(torch.device("cpu"))(picture, picture) == 0
+
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79\.pth is damaged"):
+        score_checkpoint(checkpoint)
 
 
 def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -105,6 +106,11 @@ class PairedImages(Dataset):
     def __len__(self) -> int:
         """Count the pairs."""
         return len(self.pairs)
+
+    def typical_size(self) -> tuple[int, int]:
+        """Return the median height and the median width of the originals, in pixels."""
+        heights, widths = zip(*self.sizes, strict=True)
+        return statistics.median_high(heights), statistics.median_high(widths)
 
     def __getitem__(self, key: Key) -> Tensor:
         """Return the sample (C, crop_size, crop_size) of (epoch, index)."""
@@ -306,3 +312,10 @@ def normalise(batch: Tensor, input_nc: int) -> tuple[Tensor, Tensor]:
     half_range = 32767.5 if batch.dtype == torch.uint16 else 127.5
     scaled = batch.to(torch.float32) / half_range - 1
     return scaled[:, :input_nc], scaled[:, input_nc:]
+
+
+def denormalise(picture: Tensor, dtype: np.dtype) -> np.ndarray:
+    """Turn one picture, (C, H, W) in [-1, 1], into integers (H, W, C): uint8 or uint16."""
+    half_range = np.iinfo(dtype).max / 2
+    pixels = picture.float().cpu().numpy().transpose(1, 2, 0) * half_range + half_range
+    return np.ascontiguousarray(pixels.round().clip(0, 2 * half_range).astype(dtype))

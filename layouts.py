@@ -139,6 +139,15 @@ def pictures_in(folder: Path) -> list[Path]:
     return [p for p in _entries(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """List the picture files in a folder and in all folders below it, hidden ones aside."""
+    found: list[Path] = []
+    for here, folders, _ in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        found += pictures_in(Path(here))
+    return found
+
+
 def _named_folders(dataset: Path, named: dict[str, str]) -> tuple[Halves, Halves | None]:
     """Return the training and validation folders that the settings name."""
     given = {name: dataset / folder for name, folder in named.items() if folder}

@@ -129,7 +129,7 @@ def read_pair(pair: Pair, recipe: Recipe, dtype: np.dtype) -> np.ndarray:
         halves.reverse()
     channels = (recipe.input_nc, recipe.output_nc)
     ready = [
-        _resize(_to_channels(half, nc), shape, recipe.nearest in (role, "both"))
+        resize(to_channels(half, nc), shape, recipe.nearest in (role, "both"))
         for half, nc, role in zip(halves, channels, ("input", "target"), strict=True)
     ]
     return np.concatenate([_to_depth(half, dtype) for half in ready], axis=2)
@@ -172,7 +172,8 @@ def _aspect(header: Header) -> float:
     return header.width / header.height
 
 
-def _to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Convert grey to colour or back; (height, width, 1 or 3) of any type of integers."""
     if pixels.shape[2] == channels:
         return pixels
     if channels == 3:
@@ -189,7 +190,8 @@ def _to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return pixels.astype(np.uint16) * np.uint16(257)  # 255 becomes 65535
 
 
-def _resize(pixels: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
+def resize(pixels: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
+    """Resize (height, width, channels) to the height and width that ``shape`` begins with."""
     # Area averages all that one pixel comes to stand for; cubic keeps edges when enlarging.
     method = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_CUBIC
     resize = A.Resize(

@@ -88,7 +88,7 @@ def read_header(path: Path) -> Header:
     Raises:
         PictureError: If the file cannot be opened or is of a kind that is not read.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         if image.format == "TIFF":  # by Pillow's version, its size is turned already or not
             width = image.tag_v2[ExifTags.Base.ImageWidth]
@@ -110,24 +110,57 @@ def read_picture(path: Path) -> np.ndarray:
     Raises:
         PictureError: If it cannot be decoded.
     """
-    with _opened(path) as image:
-        # Pillow turns a TIFF itself when it decodes it.
-        orientation = 1 if image.format == "TIFF" else _orientation(image)
-        if _is_deep(image):
-            pixels = np.asarray(image).astype(np.uint16)  # whatever the order of its bytes
-        else:
-            pixels = np.asarray(_plain(image))
-    return _upright(pixels.reshape(*pixels.shape[:2], -1), orientation)
+    with opened(path) as image:
+        return pixels_of(image)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture: ``pixels`` (H, W, 1 or 3), uint8 or uint16; ``alpha`` (H, W, 1), uint8."""
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+
+
+def decode(image: Image.Image) -> Decoded:
+    """Return an opened picture as arrays, its pixels as from ``read_picture``.
+
+    Raises:
+        PictureError: It is of a kind that has no agreed meaning here.
+    """
+    _check_kind(Path("the picture"), image)
+    alpha = None
+    if image.has_transparency_data and not _is_deep(image):
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        alpha = _upright(alpha[..., None], _orientation_left(image))
+    return Decoded(pixels_of(image), alpha)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an opened picture as ``read_picture`` does."""
+    # A 16-bit picture may have its bytes in either order.
+    deep = _is_deep(image)
+    pixels = np.asarray(image).astype(np.uint16) if deep else np.asarray(_plain(image))
+    return _upright(pixels.reshape(*pixels.shape[:2], -1), _orientation_left(image))
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Return pixels, (height, width, 1 to 4) uint8 or (height, width, 1) uint16, as a picture."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever goes wrong with it becomes a PictureError."""
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture.
+
+    Raises:
+        PictureError: Whatever goes wrong with it, in here or in the block.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise PictureError({path: "not a plain file"})  # a pipe would be waited for
         with Image.open(path, formats=FORMATS) as image:
-            _refuse(path, image)
+            _check_kind(path, image)
             yield image
     except PictureError:
         raise
@@ -135,7 +168,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise PictureError({path: _reason(path, error)}) from error
 
 
-def _refuse(path: Path, image: Image.Image) -> None:
+def _check_kind(path: Path, image: Image.Image) -> None:
     # What many phones write as .jpg is an MPO: the photo first, then a preview or a depth map.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise PictureError({path: f"an animation or a stack of {image.n_frames} pictures"})
@@ -174,6 +207,11 @@ def _plain(image: Image.Image) -> Image.Image:
         above = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), above)
     return image.convert("L" if grey else "RGB")
+
+
+def _orientation_left(image: Image.Image) -> int:
+    """Return how an opened picture must still be turned after it was decoded."""
+    return 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF itself
 
 
 def _orientation(image: Image.Image) -> int:

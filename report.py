@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from dataset import denormalise
+from pictures import image_of
+
 COLUMNS = (
     *("epoch", "step", "seconds", "pictures_per_second", "lr"),
     *("loss_d", "d_real", "d_fake", "loss_g_gan", "l1"),
@@ -99,8 +102,7 @@ class Report:
 
 def to_image(picture: Tensor) -> Image.Image:
     """Turn one picture, (1 or 3, H, W) in [-1, 1], into an 8-bit image."""
-    pixels = (picture.float().cpu() * 127.5 + 127.5).round().clamp(0, 255).byte().numpy()
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
+    return image_of(denormalise(picture, np.dtype(np.uint8)))
 
 
 def sample_grid(samples: list[Sample], title: str) -> Image.Image:

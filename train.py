@@ -308,6 +308,8 @@ class Run:
         for note in self.pairs.notes + self.val_pairs.notes:
             print(note)
         self.palette = palette_of(config)
+        # What a generator must be saved with, to be used on other pictures.
+        self.facts = {"config": asdict(config), "picture_size": self.pairs.typical_size()}
         self.steps_per_epoch = len(self.pairs) // config.batch_size
 
         self.state = new_state(config, self.device)
@@ -396,7 +398,7 @@ class Run:
         if self.is_due(config.picture_interval):
             self.report.add_samples(self.samples(), epoch)
         if config.keep_generators and epoch % config.keep_generators == 0:
-            content = {"generator": state.generator.state_dict(), "config": asdict(config)}
+            content = {"generator": state.generator.state_dict()} | self.facts
             save_file(content, self.checkpoints / f"generator_{epoch:03d}.pt")
         shown = [f"{n} {v:.4g}" for n, v in values.items() if n == "l1" or n.startswith("val_")]
         tqdm.write(f"epoch {epoch}/{self.n_epochs}: {', '.join(shown)}")
@@ -461,9 +463,8 @@ class Run:
         content = self.state.state_dict() | {
             "rng": get_rng_state(self.device),
             "n_pairs": len(self.pairs),
-            "config": asdict(self.config),
         }
-        save_checkpoint(content, self.checkpoints)
+        save_checkpoint(content | self.facts, self.checkpoints)
         self.saved_at = time.monotonic()
 
     def restore(self, saved: dict[str, Any]) -> None:

@@ -141,6 +141,9 @@ def testing(generator: nn.Module, config: Config, device: torch.device) -> Itera
 
 
 # --- Checkpoints ---
+GENERATOR_KEYS = ("generator", "config", "picture_size")
+
+
 class CheckpointError(ValueError):
     """A file that is not a usable checkpoint of this project."""
 
@@ -175,8 +178,8 @@ def save_checkpoint(content: dict[str, Any], folder: Path) -> None:
     """Write ``latest.pt`` (the last one becomes ``previous.pt``) and ``generator.pt``.
 
     Args:
-        content: The training state by name, with "generator" and "config" among the names;
-            tensors and plain data only.
+        content: The training state by name, with the GENERATOR_KEYS among the names; tensors and
+            plain data only.
         folder: ``checkpoints/NAME``.
 
     Raises:
@@ -187,7 +190,7 @@ def save_checkpoint(content: dict[str, Any], folder: Path) -> None:
     if latest.exists():
         os.replace(latest, folder / "previous.pt")
     os.replace(incoming, latest)
-    save_file({key: content[key] for key in ("generator", "config")}, folder / "generator.pt")
+    save_file({key: content[key] for key in GENERATOR_KEYS}, folder / "generator.pt")
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -280,8 +283,9 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
         device: Where to put it; "auto" is CUDA, else Apple's MPS, else the CPU.
 
     Returns:
-        The module, configured for test, its settings as ``generator.config``. It takes
-        (N, input_nc, H, W) in [-1, 1], H and W divisible by crop_size or its 2^depth.
+        The module, configured for test, its settings as ``generator.config``, and as
+        ``generator.picture_size`` the height and width of its training pictures (None where the
+        file does not say). It takes (N, input_nc, H, W) in [-1, 1], H and W divisible by crop_size.
 
     Raises:
         CheckpointError: The file is damaged or no checkpoint of this project.
@@ -295,6 +299,7 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
     generator.load_state_dict(content["generator"])
     configure_for_test(generator, config)
     generator.config = config
+    generator.picture_size = content.get("picture_size")
     return generator.requires_grad_(False).to(pick_device(str(device)))
 
 

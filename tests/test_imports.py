@@ -10,11 +10,11 @@ MODULES = {path.stem for path in ROOT.glob("*.py")}
 # Each module may import those of the lines above it, and nothing else of the project.
 LAYERS = [
     {"config", "palettes", "layouts", "pictures", "generator"},
-    {"townplan", "pairs", "discriminator", "download"},
+    {"townplan", "pairs", "discriminator", "download", "files"},
     {"towns", "cache"},
     {"dataset"},
     {"sources", "utils", "report"},
-    {"evaluate"},
+    {"evaluate", "translate"},
     {"train"},
 ]
 

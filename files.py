@@ -1,0 +1,132 @@
+"""From picture files to picture files: what to read, where to write, and both ahead of time."""
+
+import glob
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from layouts import SUFFIXES, check_folder, pictures_below
+from pictures import Decoded, PictureError, decode, image_of, opened, pixels_of
+
+A, B = TypeVar("A"), TypeVar("B")
+FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture file, and the files of its outputs by their seeds; None: no noise."""
+
+    source: Path
+    targets: dict[int | None, Path]
+
+
+def find_jobs(source: str, output: Path, *, suffix: str = ".png", samples: int = 0) -> list[Job]:
+    """Return what to translate to which files.
+
+    Args:
+        source: A picture, a folder (with the folders below it), or a pattern such as ``a/*.jpg``.
+        output: The file, where the source is one picture and this ends in a picture's suffix;
+            else the folder, in which the tree below the source is kept.
+        suffix: Of the outputs in a folder.
+        samples: With one or more, that many outputs a picture, called NAME_1 and so on.
+
+    Raises:
+        ValueError, OSError: Nothing is found, or an output would overwrite something.
+    """
+    one_file = os.path.isfile(source) and output.suffix.lower() in SUFFIXES
+    found = [Path(source)] if os.path.isfile(source) else _pictures_at(source)
+    root = Path(source).parent if os.path.isfile(source) else _root(source)
+    jobs: list[Job] = []
+    for path in found:
+        target = output if one_file else (output / path.relative_to(root)).with_suffix(suffix)
+        if target.suffix.lower() not in FORMATS:
+            raise ValueError(f"{target} cannot be written; end it in {', '.join(FORMATS)}.")
+        numbered = {
+            seed: target.with_name(f"{target.stem}_{seed + 1}{target.suffix}")
+            for seed in range(samples)
+        }
+        jobs.append(Job(path, numbered or {None: target}))
+    _check_targets(jobs)
+    return jobs
+
+
+def _pictures_at(source: str) -> list[Path]:
+    if glob.has_magic(source) and not os.path.exists(source):
+        matches = sorted(Path(path) for path in glob.glob(source, recursive=True))
+        found = [p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file()]
+    else:
+        check_folder(Path(source), "the folder of pictures")
+        found = pictures_below(Path(source))
+    if not found:
+        raise ValueError(f"{source} holds no pictures; expected {', '.join(SUFFIXES)}.")
+    return found
+
+
+def _root(source: str) -> Path:
+    """Return the folder to which the names of the outputs are relative."""
+    parts = Path(source).parts
+    plain = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(source) if os.path.exists(source) else Path(*parts[:plain])
+
+
+def _check_targets(jobs: list[Job]) -> None:
+    taken = {os.path.realpath(job.source): job.source for job in jobs}
+    inputs, clashes = set(taken), []
+    for job in jobs:
+        for target in job.targets.values():
+            place = os.path.realpath(target)
+            if place in taken:
+                what = "overwrite" if place in inputs else "be that of"
+                clashes.append(f"  {target}, from {job.source}, would {what} {taken[place]}")
+            taken[place] = job.source
+    if clashes:
+        raise ValueError(
+            "\n".join(["Outputs would overwrite pictures:", *clashes[:20]])
+            + "\nGive another folder for the outputs, or rename the pictures listed."
+        )
+
+
+def read(job: Job) -> tuple[Job, Decoded | PictureError]:
+    """Return a job with its picture, or with what is wrong with that."""
+    try:
+        with opened(job.source) as image:
+            return job, decode(image)
+    except PictureError as error:
+        return job, error
+
+
+def save(output: tuple[Path, Image.Image]) -> None:
+    """Write a picture so that no moment leaves half of it under its name."""
+    path, image = output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    form = FORMATS[path.suffix.lower()]
+    if form == "JPEG":
+        image = image_of(pixels_of(image))  # over white: it knows no transparency
+        if image.mode == "I;16":
+            image = image_of((np.asarray(image)[..., None] // 257).astype(np.uint8))
+    try:
+        image.save(temporary, format=form, **({"quality": 95} if form == "JPEG" else {}))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def ahead(
+    pool: Executor, function: Callable[[A], B], items: Iterable[A], depth: int = 8
+) -> Iterator[B]:
+    """Yield ``function`` of each item, in order, while a few more are being worked on."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,309 @@
+"""Any picture goes in, one of its size comes out, the same bits from script and notebook."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, script
+from PIL import ExifTags, Image
+
+from config import Config, resolve
+from files import Job, find_jobs
+from generator import Generator
+from train import train
+from translate import main, translate
+from utils import build_generator, load_generator, save_file
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+def made(path: str = "generator.pt", **settings: object) -> Path:
+    """Save a generator with random weights, large enough to be seen in 8 bits."""
+    config, _ = resolve(Config(**TINY | settings))
+    torch.manual_seed(0)
+    generator = build_generator(config)
+    with torch.no_grad():
+        generator.decoder[-1][1].weight *= 50
+    content = {"generator": generator.state_dict(), "config": asdict(config)}
+    save_file(content | {"picture_size": (64, 64)}, Path(path))
+    return Path(path)
+
+
+def seen(generator: Generator) -> list[tuple[int, ...]]:
+    """Return a list that each call of the generator adds the shape of its input to."""
+    shapes: list[tuple[int, ...]] = []
+    generator.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    return shapes
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image)
+
+
+def by_hand(generator: Generator, picture: np.ndarray) -> np.ndarray:
+    """Translate (H, W, C) uint8, sides multiples of 32, as the paper's equations say."""
+    x = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].float() / 127.5 - 1
+    return (generator(x)[0].permute(1, 2, 0).numpy() * 127.5 + 127.5).round().astype(np.uint8)
+
+
+# --- One picture ---
+def test_the_output_is_that_of_the_generator():
+    generator = load_generator(made())
+    output = translate(generator, Image.fromarray(NOISE), scale="own")
+    assert np.array_equal(pixels(output), by_hand(generator, NOISE))
+    assert pixels(output).std() > 10
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (33, 31), (100, 3)])
+def test_any_size_is_padded_by_its_reflection(size: tuple[int, int]):
+    generator = load_generator(made())
+    picture = NOISE.repeat(2, axis=0)[: size[0], : size[1]]
+    rows, columns = (-size[0] % 32, -size[1] % 32)
+    around = [(rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0)]
+    expected = by_hand(generator, np.pad(picture, around, mode="reflect"))
+    expected = expected[rows // 2 :, columns // 2 :][: size[0], : size[1]]
+    output = translate(generator, Image.fromarray(picture), scale="own")
+    assert np.array_equal(pixels(output), expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "settings", "shape"),
+    [
+        ("own", {}, (128, 192)),
+        ("crop", {}, (32, 32)),
+        # 36 / 64 of 128 and of 180, up to the next multiple of 32.
+        (None, {}, (96, 128)),
+    ],
+)
+def test_scales(scale: str | None, settings: dict, shape: tuple[int, int]):
+    generator = load_generator(made(**settings))
+    shapes = seen(generator)
+    output = translate(generator, Image.new("RGB", (180, 128)), scale=scale)
+    assert shapes == [(1, 3, *shape)]
+    assert output.size == (180, 128)
+
+
+@pytest.mark.parametrize(("keep_aspect", "shape"), [(True, (96, 96)), (False, (64, 96))])
+def test_training_pictures_that_were_not_square(keep_aspect: bool, shape: tuple[int, int]):
+    generator = load_generator(made(keep_aspect=keep_aspect))
+    generator.picture_size = (72, 36)
+    shapes = seen(generator)
+    translate(generator, Image.new("RGB", (96, 96)))
+    # Squeezed by 36 / 72 and 36 / 36, or both by 36 / 36.
+    assert shapes == [(1, 3, *shape)]
+
+
+def test_what_the_checkpoint_does_not_say_is_asked_for():
+    generator = load_generator(made())
+    generator.picture_size = None
+    shapes = seen(generator)
+    translate(generator, Image.new("RGB", (64, 64)))
+    assert shapes == [(1, 3, 64, 64)]
+    with pytest.raises(ValueError, match=r'does not say.*set scale to "own"'):
+        translate(generator, Image.new("RGB", (64, 64)), scale="trained")
+
+
+def test_exif_and_alpha():
+    generator = load_generator(made())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(NOISE).save("turned.png", exif=exif)
+    turned = translate(generator, Image.open("turned.png"), scale="own")
+    upright = Image.fromarray(np.rot90(NOISE, -1))
+    assert np.array_equal(pixels(turned), pixels(translate(generator, upright, scale="own")))
+
+    alpha = np.arange(64 * 96, dtype=np.uint8).reshape(64, 96, 1)
+    output = translate(generator, Image.fromarray(np.concatenate([NOISE, alpha], axis=2)))
+    assert output.mode == "RGBA"
+    assert np.array_equal(pixels(output)[..., 3:], alpha)
+
+
+def test_16_bit_grey_stays_so():
+    generator = load_generator(made(input_nc=1, output_nc=1))
+    deep = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    output = translate(generator, Image.fromarray(deep), scale="own")
+    assert output.mode == "I;16"
+    x = torch.from_numpy(deep.astype(np.float32) / 32767.5 - 1)[None, None]
+    expected = generator(x)[0, 0].numpy() * 32767.5 + 32767.5
+    assert np.abs(pixels(output) - expected).max() <= 1
+    assert len(np.unique(pixels(output))) > 1000
+    assert translate(generator, Image.fromarray((deep >> 8).astype(np.uint8))).mode == "L"
+    assert translate(load_generator(made(input_nc=1)), Image.fromarray(deep)).mode == "RGB"
+
+
+# --- Tiles ---
+@pytest.fixture(scope="module")
+def trained(towns: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator that has learnt a little, so that its tiles differ by their norms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        train(Config(dataset=str(towns), name="a", **TINY | {"ngf": 8, "n_epochs": 10}))
+        return Path("checkpoints/a/generator.pt").absolute()
+
+
+def test_no_seam_between_tiles(trained: Path, towns: Path):
+    generator = load_generator(trained)
+    shapes = seen(generator)
+    aerial = Image.open(next((towns / "train").iterdir())).crop((0, 0, 64, 64))
+    # Dark at the left, bright at the right: instance norm sees another picture in each tile.
+    shade = np.linspace(0.2, 1, 400)[None, :, None]
+    picture = Image.fromarray((pixels(aerial.resize((400, 128))) * shade).astype(np.uint8))
+    output = pixels(translate(generator, picture, scale="own", tile=128)).astype(float)
+    assert set(shapes) == {(1, 3, 128, 128)}
+    steps = np.abs(np.diff(output, axis=1)).mean(axis=(0, 2))
+    borders = steps[[96 - 1, 96, 128 - 1, 128, 192 - 1, 192, 224 - 1, 224]]
+    assert borders.max() <= 1.5 * np.percentile(steps, 99)
+    assert steps.max() <= 1.5 * np.percentile(steps, 99)
+
+
+def test_tiles_that_the_generator_cannot_take():
+    with pytest.raises(ValueError, match=r"tile is 100; .*multiples of 32 .* 96 or 128"):
+        translate(load_generator(made()), Image.new("RGB", (8, 8)), tile=100)
+
+
+# --- Noise, batches ---
+def test_samples_are_seeded_and_leave_no_trace():
+    generator = load_generator(made())
+    picture = Image.fromarray(NOISE)
+    plain = pixels(translate(generator, picture))
+    state = torch.get_rng_state()
+    first, second, again = (pixels(translate(generator, picture, seed=s)) for s in (0, 1, 0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(plain, pixels(translate(generator, picture)))
+    with pytest.raises(ValueError, match="no dropout"):
+        translate(load_generator(made(dropout=False)), picture, seed=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm": "batch"}, {"dropout_at_test": True}])
+def test_a_list_gives_the_bits_of_single_pictures(settings: dict):
+    generator = load_generator(made(**settings))
+    pictures = [Image.fromarray(NOISE[:, start : start + 64]) for start in (0, 16, 32)]
+    together = translate(generator, pictures)
+    for picture, output in zip(pictures, together, strict=True):
+        assert np.array_equal(pixels(translate(generator, picture)), pixels(output))
+
+
+# --- Files ---
+def run(*arguments: object) -> int:
+    """Run the script in this process, which saves importing torch each time."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr("sys.argv", ["translate.py", *map(str, arguments)])
+        main()
+    return int(stopped.value.code)
+
+
+@pytest.fixture
+def photos() -> Path:
+    folder = Path("photos")
+    for number, name in enumerate(("a.JPG", "b.png", "sub/Häuser.tif", "sub/deep/d.webp")):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(NOISE).rotate(90 * number, expand=True)
+        picture.resize((40 + 9 * number, 64)).save(path)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_a_folder_gives_what_the_notebook_gives(photos: Path):
+    result = script("translate.py", made(), photos, "out")
+    assert result.returncode == 0, result.stderr
+    outputs = {p.relative_to("out").as_posix() for p in Path("out").rglob("*.*")}
+    assert outputs == {"a.png", "b.png", "sub/Häuser.png", "sub/deep/d.png"}
+    generator = load_generator(made())
+    for path in sorted(p for p in photos.rglob("*.*") if p.suffix != ".txt"):
+        output = Path("out") / path.relative_to(photos).with_suffix(".png")
+        expected = translate(generator, Image.open(path))
+        assert np.array_equal(pixels(Image.open(output)), pixels(expected)), path
+
+
+def test_a_bad_picture_is_named_and_the_rest_goes_on(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+):
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:500])
+    (photos / "empty.jpg").touch()
+    assert run(made(), photos, "out") == 1
+    message = capsys.readouterr().err
+    assert "2 could not be translated" in message
+    assert "b.png: it cannot be decoded" in message
+    assert "empty.jpg: an empty file" in message
+    assert len([p for p in Path("out").rglob("*") if p.is_file()]) == 3
+
+
+def test_existing_outputs_are_skipped(photos: Path, capsys: pytest.CaptureFixture[str]):
+    Path("out").mkdir()
+    Path("out/a.png").write_text("mine")
+    assert run(made(), photos, "out", "--skip-existing") == 0
+    assert Path("out/a.png").read_text() == "mine"
+    assert "1 of 4 pictures" in capsys.readouterr().out
+    assert Path("out/b.png").exists()
+    assert run(made(), photos, "out", "--skip-existing") == 0
+    assert run(made(), photos, "out") == 0
+    assert Image.open("out/a.png").size == (40, 64)
+
+
+def test_one_picture_and_its_samples(photos: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(made(), photos / "b.png", "one/b.jpg", "--samples", "2") == 0
+    assert sorted(p.name for p in Path("one").iterdir()) == ["b_1.jpg", "b_2.jpg"]
+    assert capsys.readouterr().out.count("JPEG changes pixels") == 1
+    assert run(made(), photos / "b.png", "many", "--samples", "2") == 0
+    generator = load_generator(made())
+    for seed, name in enumerate(("b_1.png", "b_2.png")):
+        expected = translate(generator, Image.open(photos / "b.png"), seed=seed)
+        assert np.array_equal(pixels(Image.open(f"many/{name}")), pixels(expected))
+
+
+def test_jpeg_takes_transparent_and_deep_pictures():
+    Image.new("LA", (40, 40)).save("clear.png")
+    assert run(made(output_nc=1), "clear.png", "clear.jpg") == 0
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save("deep.png")
+    assert run(made(input_nc=1, output_nc=1), "deep.png", "deep.jpg") == 0
+    assert [Image.open(f"{n}.jpg").mode for n in ("clear", "deep")] == ["L", "L"]
+
+
+def test_patterns(photos: Path):
+    assert find_jobs("photos/sub/**/*.*", Path("out")) == [
+        Job(photos / "sub/Häuser.tif", {None: Path("out/Häuser.png")}),
+        Job(photos / "sub/deep/d.webp", {None: Path("out/deep/d.png")}),
+    ]
+    shutil.move(photos / "sub", photos / "[sub]")
+    jobs = find_jobs("photos/[sub]", Path("out"), suffix=".tif")
+    assert [job.targets[None] for job in jobs] == [Path("out/Häuser.tif"), Path("out/deep/d.tif")]
+
+
+def test_nothing_is_overwritten(photos: Path):
+    shutil.copy(photos / "a.JPG", photos / "b.JPG")
+    with pytest.raises(ValueError, match=r"b\.png.*would be that of .*b\.") as caught:
+        find_jobs("photos", Path("out"))
+    assert "a.JPG" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"would overwrite photos.b\.png"):
+        find_jobs("photos/*.png", photos)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("photo", "photo does not exist .*did you mean photos"),
+        ("photos/*.gif", r"photos/\*\.gif holds no pictures; expected \.png"),
+        ("photos/notes.txt", "notes.txt: not a PNG"),
+    ],
+)
+def test_a_wrong_source(
+    photos: Path, source: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    if source.endswith(".txt"):
+        assert run(made(), source, "out") == 1
+        assert message in capsys.readouterr().err
+    else:
+        with pytest.raises((ValueError, OSError), match=message):
+            find_jobs(source, Path("out"))
+
+
+def test_an_output_of_no_known_format(photos: Path):
+    with pytest.raises(ValueError, match=r"b\.bmp cannot be written; end it in \.png"):
+        find_jobs("photos/b.png", Path("b.bmp"))

@@ -1,0 +1,329 @@
+"""Translate pictures of any size: ``python translate.py CHECKPOINT INPUT OUTPUT``.
+
+The same in a notebook, bit for bit: ``translate(load_generator(CHECKPOINT), picture)``.
+"""
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dataset import denormalise, normalise
+from files import FORMATS, Job, ahead, find_jobs, read, save
+from generator import Generator
+from pairs import resize, to_channels
+from pictures import Decoded, PictureError, decode, image_of, listed
+from utils import (
+    get_rng_state,
+    load_generator,
+    make_folder,
+    pick_autocast,
+    run_script,
+    set_rng_state,
+    set_tf32,
+)
+
+Scale = Literal["trained", "own", "crop"]
+TILE = 1024  # pixels; a multiple of every crop_size
+
+
+# --- Pictures ---
+def translate(
+    generator: Generator,
+    picture: Image.Image | Sequence[Image.Image],
+    *,
+    scale: Scale | None = None,
+    tile: int = TILE,
+    seed: int | None = None,
+) -> Image.Image | list[Image.Image]:
+    """Translate a picture, or each of a list, to one of the same size.
+
+    Args:
+        generator: From ``load_generator``.
+        picture: Of any size and mode; turned upright by its EXIF orientation.
+        scale: "trained" scales it as the training pictures were, which is the default where the
+            checkpoint says how; "own" leaves it as it is; "crop" squeezes it to crop_size. The
+            output is scaled back.
+        tile: Side in pixels of the overlapping tiles in which larger pictures are translated.
+        seed: Switches dropout on (the paper's noise z) and seeds it; None: as the checkpoint says.
+
+    Returns:
+        The output, or the list of outputs; grey ones of 16-bit pictures have 16 bits too, and
+        what was transparent is so again.
+
+    Raises:
+        ValueError: A setting, or a picture that cannot be used.
+    """
+    images = [picture] if isinstance(picture, Image.Image) else picture
+    decoded = [decode(image) for image in images]
+    outputs = translate_decoded(generator, decoded, scale=scale, tile=tile, seed=seed)
+    return outputs[0] if isinstance(picture, Image.Image) else outputs
+
+
+def translate_decoded(
+    generator: Generator,
+    pictures: Sequence[Decoded],
+    *,
+    scale: Scale | None = None,
+    tile: int = TILE,
+    seed: int | None = None,
+) -> list[Image.Image]:
+    """Translate pictures, see ``translate``; on a GPU, those of one padded size together."""
+    config = generator.config
+    multiple, nearest = config.crop_size, config.nearest
+    _check_tile(tile, multiple)
+    scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
+    outputs: list[Image.Image | None] = [None] * len(pictures)
+    for group in _alike(scaled, multiple, together=_is_independent(generator, seed)):
+        padded = np.stack([_padded(scaled[index], multiple) for index in group])
+        with _seeded(generator, seed):
+            fakes = _apply(generator, torch.from_numpy(padded).movedim(3, 1), tile)
+        for index, fake in zip(group, fakes, strict=True):
+            picture, (height, width) = pictures[index], scaled[index].shape[:2]
+            top, left = (fake.shape[1] - height) // 2, (fake.shape[2] - width) // 2
+            fake = fake[:, top : top + height, left : left + width]
+            dtype = picture.pixels.dtype if config.output_nc == 1 else np.dtype(np.uint8)
+            output = denormalise(fake, dtype)
+            output = resize(output, picture.pixels.shape, nearest in ("target", "both"))
+            if picture.alpha is not None:
+                output = np.concatenate([output, picture.alpha], axis=2)
+            outputs[index] = image_of(output)
+    return outputs
+
+
+def _check_tile(tile: int, multiple: int) -> None:
+    if tile < 1 or tile % multiple:
+        raise ValueError(
+            f"tile is {tile}; this generator takes multiples of {multiple} pixels, so set it to "
+            f"{multiple * max(1, tile // multiple)} or {multiple * (max(1, tile // multiple) + 1)}."
+        )
+
+
+def _scaled(pixels: np.ndarray, generator: Generator, scale: Scale | None) -> np.ndarray:
+    """Return the picture as the generator is used to see it, (h, w, input_nc)."""
+    config, trained_on = generator.config, generator.picture_size
+    height, width = pixels.shape[:2]
+    pixels = to_channels(pixels, config.input_nc)
+    scale = scale or ("trained" if trained_on else "own")
+    if scale == "own":
+        return pixels
+    if scale == "crop":
+        shape = (config.crop_size, config.crop_size)
+    elif trained_on is None:
+        raise ValueError(
+            "The checkpoint does not say what size its training pictures had, so other pictures "
+            'cannot be scaled as those were; set scale to "own" (as they are) or to "crop".'
+        )
+    else:
+        sides = (min(trained_on),) * 2 if config.keep_aspect else trained_on
+        ratios = (config.load_size / side for side in sides)
+        shape = tuple(
+            max(1, round(s * ratio)) for s, ratio in zip((height, width), ratios, strict=True)
+        )
+    return resize(pixels, shape, config.nearest in ("input", "both"))
+
+
+def _padded(pixels: np.ndarray, multiple: int) -> np.ndarray:
+    """Continue the picture by its reflection, on all sides, up to a multiple of pixels."""
+    missing = [-side % multiple for side in pixels.shape[:2]]
+    around = [(more // 2, more - more // 2) for more in missing]
+    return np.pad(pixels, [*around, (0, 0)], mode="reflect")
+
+
+def _alike(scaled: list[np.ndarray], multiple: int, *, together: bool) -> list[list[int]]:
+    """Return the indices of the pictures that can be translated as one batch, for each batch."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for index, pixels in enumerate(scaled):
+        padded_size = tuple(math.ceil(side / multiple) for side in pixels.shape[:2])
+        groups[(pixels.dtype, padded_size) if together else index].append(index)
+    return list(groups.values())
+
+
+def _is_independent(generator: Generator, seed: int | None) -> bool:
+    """Say whether an output does not depend on what else is in the batch."""
+    # The CPU's kernels round differently by batch size, and gain little from a larger one.
+    random_or_shared = any(
+        isinstance(module, nn.Dropout | nn.BatchNorm2d) and module.training
+        for module in generator.modules()
+    )
+    on_cpu = next(generator.parameters()).device.type == "cpu"
+    return not (on_cpu or random_or_shared or seed is not None)
+
+
+@contextmanager
+def _seeded(generator: Generator, seed: int | None) -> Iterator[None]:
+    """Seed the noise and switch dropout on, unless ``seed`` is None; then restore all of it."""
+    device = next(generator.parameters()).device
+    dropout = [module for module in generator.modules() if isinstance(module, nn.Dropout)]
+    if seed is not None and not dropout:
+        raise ValueError("This generator has no dropout, so that all its samples are the same.")
+    were_on, rng_state = [module.training for module in dropout], get_rng_state(device)
+    torch.manual_seed(generator.config.seed if seed is None else seed)
+    for module in dropout if seed is not None else ():
+        module.train()
+    try:
+        yield
+    finally:
+        for module, was_on in zip(dropout, were_on, strict=True):
+            module.train(was_on)
+        set_rng_state(rng_state, device)
+
+
+def _apply(generator: Generator, batch: Tensor, tile: int) -> Tensor:
+    """Return the outputs (N, output_nc, H, W) in [-1, 1] for integers (N, input_nc, H, W)."""
+    config, device = generator.config, next(generator.parameters()).device
+    set_tf32(config.precision)
+    with torch.inference_mode(), pick_autocast(config.precision, device):
+        x = normalise(batch.to(device), config.input_nc)[0]
+        rows, columns = (_tile_starts(side, tile) for side in x.shape[2:])
+        if len(rows) == len(columns) == 1:
+            return generator(x).float()
+        total, weight = (
+            x.new_zeros(len(x), config.output_nc, *x.shape[2:]),
+            x.new_zeros(x.shape[2:]),
+        )
+        for top in rows:
+            for left in columns:
+                place = (..., slice(top, top + tile), slice(left, left + tile))
+                window = _ramp(weight[place].shape[0], tile, device)[:, None]
+                window = window * _ramp(weight[place].shape[1], tile, device)
+                total[place] += generator(x[place]).float() * window
+                weight[place] += window
+        return total / weight
+
+
+def _tile_starts(side: int, tile: int) -> list[int]:
+    """Spread as few tiles as overlap by a quarter or more evenly over a side, in pixels."""
+    if side <= tile:
+        return [0]
+    count = math.ceil((side - tile // 4) / (tile - tile // 4))
+    return [round(start) for start in np.linspace(0, side - tile, count)]
+
+
+def _ramp(length: int, tile: int, device: torch.device) -> Tensor:
+    """Return the weights along a side of a tile: 1, falling smoothly to 0 at both ends."""
+    inside = torch.arange(1, length + 1, device=device)
+    distance = torch.minimum(inside, inside.flip(0)).clamp(max=tile // 4) / (tile // 4)
+    return (distance * math.pi / 2).sin().square()
+
+
+# --- Files ---
+def translate_jobs(
+    generator: Generator, jobs: Sequence[Job], *, batch_size: int = 8, **options: Any
+) -> list[PictureError]:
+    """Translate files; reading and writing go on beside the network.
+
+    Args:
+        generator: From ``load_generator``.
+        jobs: From ``find_jobs``.
+        batch_size: Pictures a batch, on a GPU.
+        **options: ``scale`` and ``tile`` of ``translate``.
+
+    Returns:
+        What is wrong with each picture that could not be translated.
+    """
+    failed: list[PictureError] = []
+    bar = tqdm(total=len(jobs), desc="translating", unit="picture")
+
+    def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image]]:
+        batch: list[tuple[Job, Decoded]] = []
+        for count, (job, picture) in enumerate(ahead(pool, read, jobs), start=1):
+            if isinstance(picture, PictureError):
+                failed.append(picture)
+                bar.update()
+            else:
+                batch.append((job, picture))
+            if batch and (len(batch) == batch_size or count == len(jobs)):
+                yield from _translate_batch(generator, batch, **options)
+                bar.update(len(batch))
+                batch = []
+
+    with bar, ThreadPoolExecutor() as pool:
+        for _ in ahead(pool, save, outputs(pool)):
+            pass
+    return failed
+
+
+def _translate_batch(
+    generator: Generator, batch: list[tuple[Job, Decoded]], **options: Any
+) -> Iterator[tuple[Path, Image.Image]]:
+    jobs, pictures = zip(*batch, strict=True)
+    for seed in jobs[0].targets:
+        images = translate_decoded(generator, pictures, seed=seed, **options)
+        yield from zip((job.targets[seed] for job in jobs), images, strict=True)
+
+
+# --- The script ---
+def translate_files(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    scale: Scale | None = None,
+    tile: int = TILE,
+    samples: int = 0,
+    batch_size: int = 8,
+    suffix: Literal[".png", ".tif", ".jpg"] = ".png",
+    skip_existing: bool = False,
+    device: str = "auto",
+) -> int:
+    """Translate a picture, a folder of pictures, or those that a quoted pattern names.
+
+    Args:
+        checkpoint: generator.pt of a run, or latest_net_G.pth of the authors' PyTorch port.
+        source: A picture, a folder (the tree below it is kept), or a pattern ("photos/*.jpg").
+        output: File for one picture, folder for several.
+        scale: trained scales as the training pictures were (default), own does not scale (default
+            for the authors' files), crop squeezes to crop_size; the output is scaled back.
+        tile: Larger pictures are translated in overlapping tiles of this side, in pixels.
+        samples: Outputs a picture, with dropout on (the paper's noise z) and seeded; 0: one, plain.
+        batch_size: Pictures a batch, on a GPU.
+        suffix: Format of the outputs in a folder.
+        skip_existing: Leave out pictures whose outputs exist.
+        device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
+
+    Returns:
+        How many pictures could not be translated.
+
+    Raises:
+        ValueError, OSError: A checkpoint, setting or path that cannot be used.
+    """
+    generator = load_generator(checkpoint, device)
+    jobs = find_jobs(source, output, suffix=suffix, samples=samples)
+    if skip_existing:
+        left = [job for job in jobs if not all(path.exists() for path in job.targets.values())]
+        print(f"{len(jobs) - len(left)} of {len(jobs)} pictures are translated already")
+        jobs = left
+    make_folder(output if len(jobs) != 1 else next(iter(jobs[0].targets.values())).parent)
+    if any(FORMATS[p.suffix.lower()] == "JPEG" for job in jobs for p in job.targets.values()):
+        print("JPEG changes pixels and drops transparency; PNG (--suffix .png) keeps both.")
+    failed = translate_jobs(generator, jobs, batch_size=batch_size, scale=scale, tile=tile)
+    print(f"{len(jobs) - len(failed)} pictures translated to {output}")
+    if failed:
+        print(f"{len(failed)} could not be translated:\n{listed(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+def main() -> None:
+    """Translate what the command line names; exit with 1 if a picture was left out."""
+    try:
+        failed = tyro.cli(translate_files)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "Stopped; every output that exists is whole. Add --skip-existing to go on."
+        ) from None
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    run_script(main)

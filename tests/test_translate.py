@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import TINY, script
 from PIL import ExifTags, Image
+from torch import nn
 
 from config import Config, resolve
 from files import Job, find_jobs
 from generator import Generator
-from train import train
 from translate import main, translate
 from utils import build_generator, load_generator, save_file
 
@@ -136,28 +136,20 @@ def test_16_bit_grey_stays_so():
 
 
 # --- Tiles ---
-@pytest.fixture(scope="module")
-def trained(towns: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generator that has learnt a little, so that its tiles differ by their norms."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("trained"))
-        train(Config(dataset=str(towns), name="a", **TINY | {"ngf": 8, "n_epochs": 10}))
-        return Path("checkpoints/a/generator.pt").absolute()
-
-
-def test_no_seam_between_tiles(trained: Path, towns: Path):
-    generator = load_generator(trained)
+def test_no_seam_between_tiles():
+    # Nothing but a norm, which sees another mean in each tile: the worst that tiles can differ.
+    generator = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.Tanh())
+    generator.config, generator.picture_size = load_generator(made()).config, None
     shapes = seen(generator)
-    aerial = Image.open(next((towns / "train").iterdir())).crop((0, 0, 64, 64))
-    # Dark at the left, bright at the right: instance norm sees another picture in each tile.
-    shade = np.linspace(0.2, 1, 400)[None, :, None]
-    picture = Image.fromarray((pixels(aerial.resize((400, 128))) * shade).astype(np.uint8))
-    output = pixels(translate(generator, picture, scale="own", tile=128)).astype(float)
+    ramp = np.linspace(40, 200, 512)[None, :, None] + np.linspace(0, 40, 320)[:, None, None]
+    smooth = (ramp + RNG.integers(0, 3, (320, 512, 3))).astype(np.uint8)
+    output = pixels(translate(generator, Image.fromarray(smooth), scale="own", tile=128))
     assert set(shapes) == {(1, 3, 128, 128)}
-    steps = np.abs(np.diff(output, axis=1)).mean(axis=(0, 2))
-    borders = steps[[96 - 1, 96, 128 - 1, 128, 192 - 1, 192, 224 - 1, 224]]
-    assert borders.max() <= 1.5 * np.percentile(steps, 99)
-    assert steps.max() <= 1.5 * np.percentile(steps, 99)
+    for axis, starts in ((0, (0, 96, 192)), (1, (0, 96, 192, 288, 384))):
+        steps = np.abs(np.diff(output.astype(float), axis=axis)).mean(axis=(1 - axis, 2))
+        borders = [b - 1 for start in starts for b in (start, start + 128) if 0 < b <= len(steps)]
+        inside = np.delete(steps, borders)
+        assert steps[borders].max() <= 1.5 * np.percentile(inside, 99)
 
 
 def test_tiles_that_the_generator_cannot_take():

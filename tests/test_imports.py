@@ -10,7 +10,7 @@ MODULES = {path.stem for path in ROOT.glob("*.py")}
 # Each module may import those of the lines above it, and nothing else of the project.
 LAYERS = [
     {"config", "palettes", "layouts", "pictures", "generator"},
-    {"townplan", "pairs", "discriminator", "download"},
+    {"townplan", "pairs", "discriminator", "download", "authors"},
     {"towns", "cache"},
     {"dataset"},
     {"sources", "utils", "report"},

@@ -14,7 +14,7 @@ LAYERS = [
     {"towns", "cache"},
     {"dataset"},
     {"sources", "utils", "report"},
-    {"evaluate"},
+    {"evaluate", "export"},
     {"train"},
 ]
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from authors import import_generator
 from config import Config
 from generator import Generator
 
@@ -193,6 +195,38 @@ def save_checkpoint(content: dict[str, Any], folder: Path) -> None:
     save_file({key: content[key] for key in GENERATOR_KEYS}, folder / "generator.pt")
 
 
+def _read(path: Path) -> Any:
+    """Return what torch saved in a file, tensors on the CPU; code hidden in the file is not run."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a checkpoint, such as checkpoints/NAME/generator.pt."
+        )
+    with open(path, "rb") as file:
+        try:
+            # torch itself does not compare the checksums that it writes; before 1.6 it wrote none.
+            if file.read(4) == b"PK\x03\x04" and (damaged := zipfile.ZipFile(file).testzip()):
+                raise ValueError(f"the checksum of {damaged} does not match")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # damage makes the readers raise nearly anything
+            raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Say in one sentence what is wrong with a file; torch's own advice is to run its code."""
+    if code := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+        return (
+            f"holds code ({code[1]}), as a whole pickled network does, and it is not run; expected "
+            "weights alone: save the network's state_dict() instead."
+        )
+    reason = str(error).partition(". ")[0]
+    return f"is damaged or no checkpoint ({type(error).__name__}: {reason})."
+
+
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and {"generator", "config"} <= content.keys()
+
+
 def load_file(path: Path) -> dict[str, Any]:
     """Read a checkpoint, tensors on the CPU; code hidden in the file is not run.
 
@@ -200,21 +234,8 @@ def load_file(path: Path) -> dict[str, Any]:
         CheckpointError: The file is damaged, or no checkpoint of this project.
         OSError: It does not exist or cannot be read.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; expected a checkpoint, such as checkpoints/NAME/generator.pt."
-        )
-    with open(path, "rb") as file:
-        try:
-            # torch itself does not compare the checksums that it writes.
-            damaged = zipfile.ZipFile(file).testzip()
-            if damaged:
-                raise ValueError(f"the checksum of {damaged} does not match")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # damage makes the readers raise nearly anything
-            raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
-    if not isinstance(content, dict) or not {"generator", "config"} <= content.keys():
+    content = _read(path)
+    if not _is_ours(content):
         raise CheckpointError(
             f"{path} is no checkpoint of this project: it does not hold a generator and its config."
         )
@@ -279,7 +300,8 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
     """Return a trained generator, ready to translate.
 
     Args:
-        path: ``generator.pt`` or ``latest.pt`` of a run.
+        path: ``generator.pt`` or ``latest.pt`` of a run, or ``latest_net_G.pth`` of the authors'
+            PyTorch port.
         device: Where to put it; "auto" is CUDA, else Apple's MPS, else the CPU.
 
     Returns:
@@ -288,19 +310,32 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
         file does not say). It takes (N, input_nc, H, W) in [-1, 1], H and W divisible by crop_size.
 
     Raises:
-        CheckpointError: The file is damaged or no checkpoint of this project.
+        CheckpointError: The file is damaged or holds no such generator.
         OSError: It does not exist or cannot be read.
         ValueError: This machine has no such device.
     """
     path = Path(path)
-    content = load_file(path)
-    config = config_from(content, path)
-    generator = build_generator(config)
-    generator.load_state_dict(content["generator"])
+    content = _read(path)
+    if _is_ours(content):
+        config = config_from(content, path)
+        generator = build_generator(config)
+        generator.load_state_dict(content["generator"])
+        generator.picture_size = content.get("picture_size")
+    else:
+        generator, config = _import(content, path)
+        generator.picture_size = None
     configure_for_test(generator, config)
     generator.config = config
-    generator.picture_size = content.get("picture_size")
     return generator.requires_grad_(False).to(pick_device(str(device)))
+
+
+def _import(content: Any, path: Path) -> tuple[Generator, Config]:
+    """Build a generator that the authors' code saved, with its settings."""
+    try:
+        # The authors' files all have the same name, in the folder of their run.
+        return import_generator(content, name=path.absolute().parent.name)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def make_folder(folder: Path) -> Path:

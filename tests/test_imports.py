@@ -10,11 +10,11 @@ MODULES = {path.stem for path in ROOT.glob("*.py")}
 # Each module may import those of the lines above it, and nothing else of the project.
 LAYERS = [
     {"config", "palettes", "layouts", "pictures", "generator"},
-    {"townplan", "pairs", "discriminator", "download", "files"},
+    {"townplan", "pairs", "discriminator", "download", "files", "authors"},
     {"towns", "cache"},
     {"dataset"},
     {"sources", "utils", "report"},
-    {"evaluate", "translate"},
+    {"evaluate", "translate", "export"},
     {"train"},
 ]
 

@@ -66,7 +66,7 @@ def test_files_that_are_no_checkpoints(run: Config, tmp_path: Path):
         load_generator(tmp_path / "half.pt")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="does not hold a generator"):
-        load_generator(tmp_path / "other.pt")
+        load_file(tmp_path / "other.pt")
 
 
 def test_damage_anywhere_is_recognised(tmp_path: Path):

@@ -1,0 +1,150 @@
+"""Write a generator as ONNX: ``python export.py checkpoints/NAME/generator.pt OUTPUT.onnx``."""
+
+import copy
+import importlib.util
+import json
+import os
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import nn
+from torch.onnx import ONNXProgram
+
+from generator import Generator, norm_layer
+from utils import configure_for_test, load_generator, make_folder, run_script
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # on [-1, 1]; 8 bits tell 0.008 apart
+
+
+def export(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+) -> None:
+    """Write a trained generator as ONNX, for use without PyTorch.
+
+    The graph takes ``input``, float32 (N, input_nc, H, W) in [-1, 1], H and W multiples of
+    2^depth, and gives ``output``, (N, output_nc, H, W) in [-1, 1]. Each picture is translated as
+    if it were alone, without dropout. The file gets its name once onnxruntime has computed with
+    it what PyTorch does.
+
+    Args:
+        checkpoint: generator.pt or latest.pt of a run, or latest_net_G.pth of the authors' port.
+        output: File to write, NAME.onnx (over 2 GB, NAME.onnx.data beside it holds the weights).
+
+    Raises:
+        ValueError, OSError: A checkpoint that cannot be used, a file that cannot be written, a
+            package that is missing, or outputs that differ.
+    """
+    _check_packages()
+    output = Path(output)
+    if output.suffix != ".onnx":
+        raise ValueError(f"{output} does not end in .onnx; name the file to write NAME.onnx.")
+    generator = load_generator(checkpoint, device="cpu")
+    make_folder(output.parent)
+    # On the disk of the output, so that a file moves in one step.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+        draft = Path(folder, output.name)
+        convert(generator).save(draft)
+        difference = largest_difference(draft, generator)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{output} was not written: onnxruntime's outputs differ from PyTorch's by up to "
+                f"{difference:.1g}, and {TOLERANCE:g} was expected at most; try other versions of "
+                + ", ".join(("torch", *PACKAGES))
+            )
+        size = sum(file.stat().st_size for file in draft.parent.iterdir())
+        for file in sorted(draft.parent.iterdir(), reverse=True):  # the weights, then the graph
+            os.replace(file, output.with_name(file.name))
+    print(f"{output}: {size / 1e6:.1f} MB, equal to PyTorch to {difference:.1g}")
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"The export needs {', '.join(missing)}; pip install -r requirements-export.txt"
+        )
+
+
+def convert(generator: Generator) -> ONNXProgram:
+    """Convert a generator from ``load_generator``, its settings in the graph's metadata.
+
+    Returns:
+        The program, to be saved.
+    """
+    config = generator.config
+    side = 2 ** len(generator.encoder)
+    # What is traced must not be a single picture or 1x1 at the bottleneck: the exporter would
+    # take the 1 for a fixed size.
+    x = torch.zeros(2, config.input_nc, 2 * side, 2 * side)
+    batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
+    program = torch.onnx.export(
+        for_single_pictures(generator),
+        (x,),
+        dynamo=True,
+        dynamic_shapes=({0: batch, 2: side * rows, 3: side * columns},),
+        input_names=["input"],
+        output_names=["output"],
+        verbose=False,
+    )
+    program.model.metadata_props.update(
+        config=json.dumps(asdict(config)),
+        picture_size=json.dumps(generator.picture_size),
+        value_range=json.dumps([-1, 1]),
+        size_multiple=json.dumps(side),
+    )
+    return program
+
+
+def for_single_pictures(generator: Generator) -> Generator:
+    """Return a copy that does to each picture of a batch what the generator does to it alone.
+
+    For one picture, batch norm on the batch's statistics is instance norm. The exporter knows
+    batch norm with running statistics only, and would write that without a word.
+    """
+    generator = copy.deepcopy(generator).eval()
+    if generator.config.batch_norm_at_test == "running":
+        return generator
+    for block in (*generator.encoder, *generator.decoder):
+        if isinstance(batch_norm := block[2], nn.BatchNorm2d):
+            block[2] = norm_layer("instance", batch_norm.num_features)
+            block[2].weight, block[2].bias = batch_norm.weight, batch_norm.bias
+    return generator
+
+
+def largest_difference(path: Path, generator: Generator) -> float:
+    """Translate random pictures of two sizes in batches of two sizes, and compare.
+
+    Returns:
+        The largest difference of a value in [-1, 1] between ``path`` in onnxruntime and the
+        generator, which takes one picture at a time, without dropout.
+    """
+    import onnxruntime  # not a requirement of this project, see requirements-export.txt
+
+    configure_for_test(generator, replace(generator.config, dropout_at_test=False))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    side = 2 ** len(generator.encoder)
+    random = torch.Generator().manual_seed(0)
+    differences = []
+    for count, height, width in ((1, side, side), (2, side, 2 * side)):
+        shape = (count, generator.config.input_nc, height, width)
+        x = torch.rand(shape, generator=random) * 2 - 1
+        (found,) = session.run(["output"], {"input": x.numpy()})
+        with torch.inference_mode():
+            expected = torch.cat([generator(picture) for picture in x.split(1)])
+        differences.append((torch.from_numpy(found) - expected).abs().max())
+    return torch.stack(differences).max().item()
+
+
+def main() -> None:
+    """Export the checkpoint named on the command line."""
+    tyro.cli(export)
+
+
+if __name__ == "__main__":
+    run_script(main)

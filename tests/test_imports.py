@@ -16,6 +16,8 @@ LAYERS = [
     {"sources", "utils", "report"},
     {"evaluate"},
     {"train"},
+    {"trials"},
+    {"benchmark"},
 ]
 
 

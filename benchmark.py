@@ -132,7 +132,7 @@ def loader_speed(pairs: PairedImages, workers: int, seconds: float) -> float:
     for _ in range(10):  # by then the workers have started
         next(batches)
     count, began = 0, time.perf_counter()
-    while not count or time.perf_counter() - began < seconds:
+    while count < 50 or time.perf_counter() - began < seconds:  # a few lay ready before it began
         count += len(next(batches))
     return count / (time.perf_counter() - began)
 

@@ -16,6 +16,8 @@ LAYERS = [
     {"sources", "utils", "report"},
     {"evaluate", "translate", "export"},
     {"train"},
+    {"trials"},
+    {"benchmark"},
 ]
 
 

@@ -26,6 +26,7 @@ from pairs import resize, to_channels
 from pictures import Decoded, PictureError, decode, image_of, listed
 from utils import (
     get_rng_state,
+    keep_freed_memory,
     load_generator,
     make_folder,
     pick_autocast,
@@ -83,6 +84,7 @@ def translate_decoded(
     config = generator.config
     multiple, nearest = config.crop_size, config.nearest
     _check_tile(tile, multiple)
+    keep_freed_memory()
     scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
     outputs: list[Image.Image | None] = [None] * len(pictures)
     for group in _alike(scaled, multiple, together=_is_independent(generator, seed)):

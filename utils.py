@@ -76,10 +76,11 @@ def set_tf32(precision: str) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let Linux's C library keep large freed blocks, for the next training step to use.
+    """Let Linux's C library keep large freed blocks, for the next step or picture to use.
 
     It gives each back to the system otherwise, and a step at 128 px on a CPU then spends a fifth
-    of its time on 50,000 page faults. Other C libraries are left as they are.
+    of its time on 50,000 page faults, translating eight pictures at 256 px three quarters. Other
+    C libraries are left as they are.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

@@ -130,6 +130,8 @@ class Config:
     """auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32 (with TF32 off)."""
+    compile: bool = False
+    """Compile both networks with torch.compile, which takes minutes at the start."""
     num_workers: int = 2
     """Processes that prepare pairs beside the training; 0 prepares them in between."""
 

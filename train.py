@@ -36,6 +36,7 @@ from utils import (
     Interrupted,
     StopRequest,
     build_generator,
+    compile_networks,
     get_rng_state,
     keep_freed_memory,
     load_checkpoint,
@@ -54,7 +55,7 @@ from utils import (
 
 # What may differ between a checkpoint and the command that goes on from it.
 CHANGEABLE = {
-    *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision"),
+    *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision", "compile"),
     *("log_interval", "picture_interval", "val_interval", "checkpoint_minutes"),
     *("keep_generators", "cache_dir", "cache_limit_gb", "mirror"),
 }
@@ -315,6 +316,9 @@ class Run:
         self.state = new_state(config, self.device)
         if saved is not None:
             self.restore(saved)
+        if config.compile:
+            networks = (self.state.generator, self.state.discriminator)
+            compile_networks(*networks, device=self.device)
         self.loader = self.open_loader()
         self.stop = StopRequest()
         self.speed = math.nan

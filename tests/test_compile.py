@@ -1,0 +1,44 @@
+"""Compiled networks learn the same; a machine that cannot compile says so."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY
+from torch._dynamo.utils import counters
+
+from config import Config, resolve
+from train import new_state, train_step
+from utils import compile_networks, pick_autocast
+
+CPU = torch.device("cpu")
+
+
+def losses(config: Config, prepare: Callable) -> torch.Tensor:
+    """Return the losses of three steps on the same random pictures."""
+    state = new_state(config, CPU)
+    prepare(state.generator, state.discriminator, device=CPU)
+    x, y = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    autocast = pick_autocast("fp32", CPU)
+    return torch.stack([train_step(state, x, y, config, autocast) for _ in range(3)])
+
+
+def test_compiled_networks_have_the_same_losses():
+    # Compiled dropout draws other numbers.
+    config = replace(resolve(Config(**TINY))[0], dropout=False, n_layers_d=1)
+    plain = losses(config, lambda *networks, device: None)
+    counters.clear()
+    assert torch.allclose(losses(config, compile_networks), plain, rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] >= 2
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(
+        ValueError, match=r"torch.compile fails here \(no C\+\+ compiler\); install"
+    ):
+        compile_networks(device=CPU)

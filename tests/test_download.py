@@ -351,7 +351,8 @@ def test_a_file_in_the_way(server: Server, link: bool):
 # --- Stopped, killed, two at once ---
 def start_fetching(server: Server) -> subprocess.Popen:
     """Fetch maps in a process of its own, as two users of one folder would."""
-    code = f"from download import fetch; fetch('maps', mirror={server.mirror!r})"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # as typed
+    code += f"from download import fetch; fetch('maps', mirror={server.mirror!r})"
     environment = os.environ | {"PYTHONPATH": str(Path(download.__file__).parent)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True

@@ -50,12 +50,12 @@ def gflop_of_a_step(crop_size: int) -> float:
 
 
 def test_the_script_measures_every_part():
-    flags = ("--crop-size", "32", "--batch-sizes", "1", "2", "--seconds", "0")
+    flags = ("--crop-size", "32", "--batch-sizes", "2", "--seconds", "0")
     result = script("benchmark.py", *flags, "--device", "cpu", "--json", "new/folder/speed.json")
     assert result.returncode == 0, result.stderr
     content = json.loads(Path("new/folder/speed.json").read_text())
     measured = {(row["mode"], row["batch_size"]) for row in content["steps"]}
-    assert measured >= {(mode, size) for mode in ("plain", "default") for size in (1, 2)}
+    assert measured >= {(mode, 2) for mode in ("plain", "default")}
     ceilings = content["ceiling_gflops"]
     assert ceilings["fp32"] > 1
     for row in content["steps"]:

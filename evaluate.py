@@ -284,6 +284,7 @@ def score_checkpoint(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     dataset: str = "",
     split: Literal["val", "train"] = "val",
+    direction: Literal["AtoB", "BtoA"] | None = None,
     reader: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -293,6 +294,7 @@ def score_checkpoint(
         checkpoint: generator.pt or latest.pt of a run.
         dataset: Folder of pairs, or a name in PRESETS; empty: the one it was trained on.
         split: The validation or the training pairs, neither of them augmented.
+        direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
@@ -309,6 +311,7 @@ def score_checkpoint(
         config = replace(
             config, dataset=dataset, train_dir="", val_dir="", input_dir="", target_dir=""
         )
+    config = replace(config, direction=direction or config.direction)
     place = next(generator.parameters()).device
     reading = Reader(reader, config, place) if reader else None
     lpips = Lpips(place) if Lpips.weights().is_file() else None

@@ -441,7 +441,7 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt as stop:
-        message = str(stop) or "Stopped at once; the last checkpoint is as it was."
+        message = str(stop) or "Stopped at once; what was written before is as it was."
         print(message, file=sys.stderr)
         sys.exit(getattr(stop, "exit_code", 130))
     except torch.OutOfMemoryError as error:

@@ -175,6 +175,10 @@ def test_another_data_set_is_scored_whole_under_its_own_name(towns: Path, tmp_pa
     shutil.copytree(towns / "train", flat)
     summary = score_checkpoint(Path("checkpoints/a/generator.pt"), dataset=f"{flat}/")
     assert summary["pictures"] == 8
+    back = score_checkpoint(
+        Path("checkpoints/a/generator.pt"), dataset=f"{flat}/", direction="BtoA"
+    )
+    assert back["l1"] != summary["l1"]
     names = {path.name for path in Path("evaluation/a").glob("scores*")}
     assert names == {"scores_set.v1_val.csv", "scores_set.v1_val.json"}
 

@@ -22,7 +22,7 @@ from layouts import Pair
 from pairs import Recipe, check_pair, read_pair, shape_of
 from pictures import BadPictures, Header, PictureError, listed
 
-FORMAT = 2  # to be raised when the bytes of a file change for the same pairs and recipe
+FORMAT = 3  # to be raised when the bytes of a file change for the same pairs and recipe
 MAGIC = b"\nPAIRS\r\n"
 CHUNK = 64  # pairs decoded ahead of the one being written
 STALE_S = 3600  # a file under construction is left alone while it was written to so lately
@@ -43,7 +43,7 @@ class PairCache:
 
     Attributes:
         pairs: The pairs that can be used, in the order given.
-        sizes: Original (height, width) of one half, per pair.
+        sizes: Original (height, width) of the input, per pair.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:

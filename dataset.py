@@ -56,7 +56,7 @@ class PairedImages(Dataset):
 
     Attributes:
         pairs: The pairs that are used, in the order of the indices.
-        sizes: Original (height, width) of one half, per pair.
+        sizes: Original (height, width) of the input, per pair.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
@@ -108,7 +108,7 @@ class PairedImages(Dataset):
         return len(self.pairs)
 
     def typical_size(self) -> tuple[int, int]:
-        """Return the median height and the median width of the originals, in pixels."""
+        """Return the median height and the median width of the original inputs, in pixels."""
         heights, widths = zip(*self.sizes, strict=True)
         return statistics.median_high(heights), statistics.median_high(widths)
 

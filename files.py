@@ -1,7 +1,9 @@
 """From picture files to picture files: what to read, where to write, and both ahead of time."""
 
+import errno
 import glob
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -12,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from layouts import SUFFIXES, check_folder, pictures_below
+from layouts import SUFFIXES, check_folder, normal_name, pictures_below
 from pictures import Decoded, PictureError, decode, image_of, opened, pixels_of
 
 A, B = TypeVar("A"), TypeVar("B")
@@ -38,22 +40,33 @@ def find_jobs(source: str, output: Path, *, suffix: str = ".png", samples: int =
         samples: With one or more, that many outputs a picture, called NAME_1 and so on.
 
     Raises:
-        ValueError, OSError: Nothing is found, or an output would overwrite something.
+        ValueError, OSError: Nothing is found; or an output would overwrite an input or another
+            output, or lie among the inputs.
     """
-    one_file = os.path.isfile(source) and output.suffix.lower() in SUFFIXES
+    source, output = os.path.expanduser(source), output.expanduser()
+    one_file = os.path.isfile(source) and bool(output.suffix) and not output.is_dir()
+    if one_file and output.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"{output} cannot be written; end it in {', '.join(FORMATS)}, or name a folder."
+        )
     found = [Path(source)] if os.path.isfile(source) else _pictures_at(source)
     root = Path(source).parent if os.path.isfile(source) else _root(source)
+    inside = output.resolve()
+    if root.resolve() in inside.parents:  # what an earlier run wrote there is no input
+        found = [path for path in found if inside not in path.resolve().parents]
     jobs: list[Job] = []
     for path in found:
         target = output if one_file else (output / path.relative_to(root)).with_suffix(suffix)
-        if target.suffix.lower() not in FORMATS:
-            raise ValueError(f"{target} cannot be written; end it in {', '.join(FORMATS)}.")
         numbered = {
             seed: target.with_name(f"{target.stem}_{seed + 1}{target.suffix}")
             for seed in range(samples)
         }
         jobs.append(Job(path, numbered or {None: target}))
     _check_targets(jobs)
+    if not one_file and any(job.source.parent.resolve() == inside for job in jobs):
+        raise ValueError(
+            f"The outputs would lie among the pictures in {output}; give another folder for them."
+        )
     return jobs
 
 
@@ -65,7 +78,8 @@ def _pictures_at(source: str) -> list[Path]:
         check_folder(Path(source), "the folder of pictures")
         found = pictures_below(Path(source))
     if not found:
-        raise ValueError(f"{source} holds no pictures; expected {', '.join(SUFFIXES)}.")
+        pattern = " as a pattern, in which [ ] have a meaning," if "[" in source else ""
+        raise ValueError(f"{source}{pattern} holds no pictures; expected {', '.join(SUFFIXES)}.")
     return found
 
 
@@ -77,11 +91,11 @@ def _root(source: str) -> Path:
 
 
 def _check_targets(jobs: list[Job]) -> None:
-    taken = {os.path.realpath(job.source): job.source for job in jobs}
+    taken = {_place(job.source): job.source for job in jobs}
     inputs, clashes = set(taken), []
     for job in jobs:
         for target in job.targets.values():
-            place = os.path.realpath(target)
+            place = _place(target)
             if place in taken:
                 what = "overwrite" if place in inputs else "be that of"
                 clashes.append(f"  {target}, from {job.source}, would {what} {taken[place]}")
@@ -93,6 +107,11 @@ def _check_targets(jobs: list[Job]) -> None:
         )
 
 
+def _place(path: Path) -> str:
+    # Windows and macOS take names for the same that differ in case or in how accents are stored.
+    return normal_name(os.path.realpath(path)).casefold()
+
+
 def read(job: Job) -> tuple[Job, Decoded | PictureError]:
     """Return a job with its picture, or with what is wrong with that."""
     try:
@@ -102,11 +121,30 @@ def read(job: Job) -> tuple[Job, Decoded | PictureError]:
         return job, error
 
 
-def save(output: tuple[Path, Image.Image]) -> None:
-    """Write a picture so that no moment leaves half of it under its name."""
+def save(output: tuple[Path, Image.Image]) -> PictureError | None:
+    """Write a picture so that no moment leaves half of it under its name.
+
+    Returns:
+        Why it could not be written, or None.
+
+    Raises:
+        OSError: The disk is full, as it will be for the next one.
+    """
     path, image = output
+    try:
+        _write(path, image)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(
+                f"{path} cannot be written: the disk is full; free some space."
+            ) from error
+        return PictureError({path: f"it cannot be written ({error.strerror or error})"})
+    return None
+
+
+def _write(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.part")
     form = FORMATS[path.suffix.lower()]
     if form == "JPEG":
         image = image_of(pixels_of(image))  # over white: it knows no transparency

@@ -140,11 +140,15 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """List the picture files in a folder and in all folders below it, hidden ones aside."""
-    found: list[Path] = []
-    for here, folders, _ in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        found += pictures_in(Path(here))
+    """List the picture files in a folder and below it, hidden and linked folders aside.
+
+    Raises:
+        OSError: If one of the folders cannot be read.
+    """
+    found = pictures_in(folder)
+    for child in _entries(folder):
+        if child.is_dir() and not child.is_symlink():
+            found += pictures_below(child)
     return found
 
 
@@ -246,7 +250,7 @@ def _pair_up(halves: Halves, problems: list[str]) -> tuple[Pair, ...]:
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     stems: dict[str, list[Path]] = {}
     for picture in pictures_in(folder):
-        stems.setdefault(_normal(picture.stem).casefold(), []).append(picture)
+        stems.setdefault(normal_name(picture.stem).casefold(), []).append(picture)
     return stems
 
 
@@ -265,7 +269,7 @@ def _split(split: Split, val_fraction: float, seed: int) -> Split:
 
     # Ranking by a hash of the name keeps most of the split when pictures are added later.
     def rank(pair: Pair) -> bytes:
-        name = f"{seed}/{_normal(pair.a.name)}".encode(errors="surrogatepass")
+        name = f"{seed}/{normal_name(pair.a.name)}".encode(errors="surrogatepass")
         return hashlib.blake2b(name).digest()
 
     n_val = min(max(1, round(len(pairs) * val_fraction)), len(pairs) - 1)
@@ -332,10 +336,11 @@ def _entries(folder: Path) -> list[Path]:
             f"copy the data set to a folder of your own"
         ) from error
     shown = (n for n in names if not n.startswith(".") and n != "__MACOSX")
-    return [folder / n for n in sorted(shown, key=lambda n: (_normal(n).casefold(), n))]
+    return [folder / n for n in sorted(shown, key=lambda n: (normal_name(n).casefold(), n))]
 
 
-def _normal(name: str) -> str:
+def normal_name(name: str) -> str:
+    """Return a name in the one spelling that stands for all that look alike."""
     return unicodedata.normalize("NFC", name)  # macOS stores accents apart from their letters
 
 

@@ -70,7 +70,7 @@ def check_pair(pair: Pair, recipe: Recipe) -> Header:
     """Check a pair by the headers of its files.
 
     Returns:
-        Size of one half, before resizing, and whether any of the pair has 16 bits a channel.
+        Size of the input, before resizing, and whether any of the pair has 16 bits a channel.
 
     Raises:
         PictureError: If the pair cannot be used, with the reason for each of its files.
@@ -93,7 +93,8 @@ def check_pair(pair: Pair, recipe: Recipe) -> Header:
         raise PictureError(
             {pair.a: f"it and {pair.b} are {sizes}: of different shapes, not of the same scene"}
         )
-    return Header(half.height, half.width, any(h.deep for h in headers))
+    size = headers[1] if pair.b and recipe.direction == "BtoA" else half
+    return Header(size.height, size.width, any(h.deep for h in headers))
 
 
 def shape_of(header: Header, recipe: Recipe) -> tuple[int, int, int]:
@@ -123,10 +124,10 @@ def read_pair(pair: Pair, recipe: Recipe, dtype: np.dtype) -> np.ndarray:
         halves = [halves[0][:, :middle], halves[0][:, middle:]]
     if any(half.dtype.itemsize > dtype.itemsize for half in halves):
         raise PictureError({pair.a: "it has changed since it was checked"})
-    height, width = halves[0].shape[:2]
-    shape = shape_of(Header(height, width, deep=False), recipe)
     if recipe.direction == "BtoA":
         halves.reverse()
+    height, width = halves[0].shape[:2]
+    shape = shape_of(Header(height, width, deep=False), recipe)
     channels = (recipe.input_nc, recipe.output_nc)
     ready = [
         resize(to_channels(half, nc), shape, recipe.nearest in (role, "both"))

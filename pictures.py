@@ -122,13 +122,17 @@ class Decoded:
     alpha: np.ndarray | None
 
 
-def decode(image: Image.Image) -> Decoded:
+def decode(image: Image.Image, name: str = "the picture") -> Decoded:
     """Return an opened picture as arrays, its pixels as from ``read_picture``.
+
+    Args:
+        image: The picture.
+        name: What an error calls it.
 
     Raises:
         PictureError: It is of a kind that has no agreed meaning here.
     """
-    _check_kind(Path("the picture"), image)
+    _check_kind(Path(name), image)
     alpha = None
     if image.has_transparency_data and not _is_deep(image):
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))

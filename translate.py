@@ -1,6 +1,6 @@
 """Translate pictures of any size: ``python translate.py CHECKPOINT INPUT OUTPUT``.
 
-The same in a notebook, bit for bit: ``translate(load_generator(CHECKPOINT), picture)``.
+In a notebook ``translate(load_generator(CHECKPOINT), picture)``: on a CPU the same, bit for bit.
 """
 
 import math
@@ -23,7 +23,7 @@ from dataset import denormalise, normalise
 from files import FORMATS, Job, ahead, find_jobs, read, save
 from generator import Generator
 from pairs import resize, to_channels
-from pictures import Decoded, PictureError, decode, image_of, listed
+from pictures import Decoded, PictureError, decode, image_of
 from utils import (
     get_rng_state,
     keep_freed_memory,
@@ -67,7 +67,9 @@ def translate(
         ValueError: A setting, or a picture that cannot be used.
     """
     images = [picture] if isinstance(picture, Image.Image) else picture
-    decoded = [decode(image) for image in images]
+    if not all(isinstance(image, Image.Image) for image in images):
+        raise ValueError(f"translate takes pictures from PIL.Image.open, not {picture!r}.")
+    decoded = [decode(image, f"picture {number}") for number, image in enumerate(images)]
     outputs = translate_decoded(generator, decoded, scale=scale, tile=tile, seed=seed)
     return outputs[0] if isinstance(picture, Image.Image) else outputs
 
@@ -233,9 +235,11 @@ def translate_jobs(
         **options: ``scale`` and ``tile`` of ``translate``.
 
     Returns:
-        What is wrong with each picture that could not be translated.
+        What is wrong with each picture that could not be read or written.
     """
     failed: list[PictureError] = []
+    if not _is_independent(generator, seed=next((s for job in jobs for s in job.targets), None)):
+        batch_size = 1  # together they would only wait for each other
     bar = tqdm(total=len(jobs), desc="translating", unit="picture")
 
     def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image]]:
@@ -252,9 +256,8 @@ def translate_jobs(
                 batch = []
 
     with bar, ThreadPoolExecutor() as pool:
-        for _ in ahead(pool, save, outputs(pool)):
-            pass
-    return failed
+        errors = [error for error in ahead(pool, save, outputs(pool)) if error is not None]
+    return failed + errors
 
 
 def _translate_batch(
@@ -300,19 +303,26 @@ def translate_files(
     Raises:
         ValueError, OSError: A checkpoint, setting or path that cannot be used.
     """
+    if batch_size < 1 or samples < 0:
+        raise ValueError(
+            f"batch_size is {batch_size} and samples {samples}; give 1 or more, and 0 or more."
+        )
     generator = load_generator(checkpoint, device)
     jobs = find_jobs(source, output, suffix=suffix, samples=samples)
     if skip_existing:
         left = [job for job in jobs if not all(path.exists() for path in job.targets.values())]
         print(f"{len(jobs) - len(left)} of {len(jobs)} pictures are translated already")
         jobs = left
+    if not jobs:
+        return 0
     make_folder(output if len(jobs) != 1 else next(iter(jobs[0].targets.values())).parent)
     if any(FORMATS[p.suffix.lower()] == "JPEG" for job in jobs for p in job.targets.values()):
         print("JPEG changes pixels and drops transparency; PNG (--suffix .png) keeps both.")
     failed = translate_jobs(generator, jobs, batch_size=batch_size, scale=scale, tile=tile)
     print(f"{len(jobs) - len(failed)} pictures translated to {output}")
     if failed:
-        print(f"{len(failed)} could not be translated:\n{listed(failed)}", file=sys.stderr)
+        lines = [f"{len(failed)} could not be translated:", *map(str, failed)]
+        print("\n".join(lines), file=sys.stderr)
     return len(failed)
 
 
@@ -324,6 +334,13 @@ def main() -> None:
         raise KeyboardInterrupt(
             "Stopped; every output that exists is whole. Add --skip-existing to go on."
         ) from None
+    except (MemoryError, RuntimeError) as error:  # only some devices have a class of their own
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        raise ValueError(
+            "The memory does not hold this; lower --batch-size, then --tile, and add "
+            "--skip-existing to go on."
+        ) from error
     sys.exit(1 if failed else 0)
 
 

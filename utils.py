@@ -351,7 +351,8 @@ def _import(content: Any, path: Path) -> tuple[Generator, Config]:
     """Build a generator that the authors' code saved, with its settings."""
     try:
         # The authors' files all have the same name, in the folder of their run.
-        return import_generator(content, name=path.absolute().parent.name)
+        name = re.sub(r'[/\\:*?"<>|]', "_", path.absolute().parent.name)
+        return import_generator(content, name=name)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

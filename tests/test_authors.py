@@ -92,6 +92,11 @@ def without_dropout(network: nn.Module) -> nn.Module:
     return network
 
 
+def test_any_folder_will_do():
+    path = save(Unet(5, 4, "instance").state_dict(), "run_12:30/latest_net_G.pth")
+    assert load_generator(path).config.name == "run_12_30"
+
+
 @pytest.fixture(scope="module")
 def latest_net_g(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.device("meta"):

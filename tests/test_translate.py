@@ -14,7 +14,7 @@ from torch import nn
 from config import Config, resolve
 from files import Job, find_jobs
 from generator import Generator
-from translate import main, translate
+from translate import main, translate, translate_files
 from utils import build_generator, load_generator, save_file
 
 RNG = np.random.default_rng(0)
@@ -239,6 +239,32 @@ def test_existing_outputs_are_skipped(photos: Path, capsys: pytest.CaptureFixtur
     assert Image.open("out/a.png").size == (40, 64)
 
 
+def test_one_picture_is_skipped_too(photos: Path):
+    for _ in range(2):
+        assert run(made(), photos / "b.png", "o.png", "--skip-existing") == 0
+    assert Path("o.png").is_file()
+    for _ in range(2):
+        assert run(made(), photos / "b.png", "s.png", "--skip-existing", "--samples", "2") == 0
+    assert {p.name for p in Path().glob("s*.png")} == {"s_1.png", "s_2.png"}
+
+
+def test_outputs_below_the_inputs_are_no_inputs(photos: Path):
+    for _ in range(2):
+        assert run(made(), photos, photos / "out", "--skip-existing") == 0
+    assert len([p for p in Path("photos/out").rglob("*") if p.is_file()]) == 4
+    with pytest.raises(ValueError, match="would lie among the pictures in photos"):
+        find_jobs("photos/a.JPG", photos)
+    assert len(find_jobs("photos", Path())) == 4 + 4
+
+
+def test_an_output_that_cannot_be_written(photos: Path, capsys: pytest.CaptureFixture[str]):
+    Path("out/a.png").mkdir(parents=True)
+    assert run(made(), photos, "out") == 1
+    assert "a.png: it cannot be written (Is a directory)" in capsys.readouterr().err
+    assert Path("out/b.png").is_file()
+    assert not list(Path("out").glob(".*"))
+
+
 def test_one_picture_and_its_samples(photos: Path, capsys: pytest.CaptureFixture[str]):
     assert run(made(), photos / "b.png", "one/b.jpg", "--samples", "2") == 0
     assert sorted(p.name for p in Path("one").iterdir()) == ["b_1.jpg", "b_2.jpg"]
@@ -273,6 +299,9 @@ def test_nothing_is_overwritten(photos: Path):
     with pytest.raises(ValueError, match=r"b\.png.*would be that of .*b\.") as caught:
         find_jobs("photos", Path("out"))
     assert "a.JPG" not in str(caught.value)
+    Image.new("RGB", (32, 32)).save(photos / "B.tif")
+    with pytest.raises(ValueError, match=r"b\.png, from .*b\.png, would be that of .*B\.tif"):
+        find_jobs("photos/[Bb].[pt]*", Path("out"))
     with pytest.raises(ValueError, match=r"would overwrite photos.b\.png"):
         find_jobs("photos/*.png", photos)
 
@@ -294,6 +323,15 @@ def test_a_wrong_source(
     else:
         with pytest.raises((ValueError, OSError), match=message):
             find_jobs(source, Path("out"))
+
+
+def test_settings_and_pictures_that_cannot_be(photos: Path):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        translate_files(made(), "photos", Path("out"), batch_size=0)
+    with pytest.raises(ValueError, match=r"PIL.Image.open, not 'photos/a.JPG'"):
+        translate(load_generator(made()), "photos/a.JPG")
+    with pytest.raises(ValueError, match="picture 1: its pixels are fractional"):
+        translate(load_generator(made()), [Image.new("L", (9, 9)), Image.new("F", (9, 9))])
 
 
 def test_an_output_of_no_known_format(photos: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
 from config import Config
 from train import train
@@ -33,6 +34,16 @@ def test_load_generator_gives_the_trained_network(run: Config, name: str):
     assert torch.equal(generator(x), generator(x))
     weights = torch.load("checkpoints/a/latest.pt", weights_only=True)["generator"]
     assert all(torch.equal(generator.state_dict()[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize(("direction", "size"), [("AtoB", (64, 64)), ("BtoA", (128, 128))])
+def test_the_size_of_the_inputs_is_kept(direction: str, size: tuple[int, int]):
+    for letter, side in (("A", 64), ("B", 128)):
+        Path(f"set/train{letter}").mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (side, side)).save(f"set/train{letter}/{number}.png")
+    train(Config(dataset="set", direction=direction, **TINY))
+    assert load_generator("checkpoints/set/generator.pt", "cpu").picture_size == size
 
 
 def test_dropout_at_test(run: Config):

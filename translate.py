@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from config import Config
 from dataset import denormalise, normalise
 from files import FORMATS, Job, ahead, find_jobs, read, save
 from generator import Generator
@@ -84,7 +85,7 @@ def translate_decoded(
 ) -> list[Image.Image]:
     """Translate pictures, see ``translate``; on a GPU, those of one padded size together."""
     config = generator.config
-    multiple, nearest = config.crop_size, config.nearest
+    multiple = config.crop_size
     _check_tile(tile, multiple)
     keep_freed_memory()
     scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
@@ -94,16 +95,19 @@ def translate_decoded(
         with _seeded(generator, seed):
             fakes = _apply(generator, torch.from_numpy(padded).movedim(3, 1), tile)
         for index, fake in zip(group, fakes, strict=True):
-            picture, (height, width) = pictures[index], scaled[index].shape[:2]
-            top, left = (fake.shape[1] - height) // 2, (fake.shape[2] - width) // 2
-            fake = fake[:, top : top + height, left : left + width]
-            dtype = picture.pixels.dtype if config.output_nc == 1 else np.dtype(np.uint8)
-            output = denormalise(fake, dtype)
-            output = resize(output, picture.pixels.shape, nearest in ("target", "both"))
-            if picture.alpha is not None:
-                output = np.concatenate([output, picture.alpha], axis=2)
-            outputs[index] = image_of(output)
+            unpadded = _unpadded(fake, scaled[index].shape)
+            outputs[index] = _finished(unpadded, pictures[index], config)
     return outputs
+
+
+def _finished(fake: Tensor, picture: Decoded, config: Config) -> Image.Image:
+    """Turn an output (C, h, w) into a picture of the size and depth of the one it came from."""
+    dtype = picture.pixels.dtype if config.output_nc == 1 else np.dtype(np.uint8)
+    is_label = config.nearest in ("target", "both")
+    output = resize(denormalise(fake, dtype), picture.pixels.shape, is_label)
+    if picture.alpha is not None:
+        output = np.concatenate([output, picture.alpha], axis=2)
+    return image_of(output)
 
 
 def _check_tile(tile: int, multiple: int) -> None:
@@ -143,6 +147,12 @@ def _padded(pixels: np.ndarray, multiple: int) -> np.ndarray:
     missing = [-side % multiple for side in pixels.shape[:2]]
     around = [(more // 2, more - more // 2) for more in missing]
     return np.pad(pixels, [*around, (0, 0)], mode="reflect")
+
+
+def _unpadded(fake: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Cut off what ``_padded`` put around a picture of that (height, width, ...)."""
+    top, left = ((whole - side) // 2 for whole, side in zip(fake.shape[1:], shape, strict=False))
+    return fake[:, top : top + shape[0], left : left + shape[1]]
 
 
 def _alike(scaled: list[np.ndarray], multiple: int, *, together: bool) -> list[list[int]]:

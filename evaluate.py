@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
-from torchmetrics.functional.segmentation import mean_iou
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
 from tqdm.auto import tqdm
@@ -32,12 +32,11 @@ Scores = dict[str, float]
 
 
 # --- One picture ---
-def score_picture(fake: Tensor, y: Tensor, palette: Palette | None) -> Scores:
+def score_picture(fake: Tensor, y: Tensor) -> Scores:
     """Score one output ``fake`` against its target ``y``, both (1, C, H, W) in [-1, 1].
 
     Returns:
-        ``l1`` on [-1, 1]; ``psnr`` in dB and ``ssim`` on [0, 1]; the gradient ``energy`` of
-        both; and with a palette what ``score_classes`` returns.
+        ``l1`` on [-1, 1]; ``psnr`` in dB and ``ssim`` on [0, 1]; the gradient ``energy`` of both.
     """
     unit_fake, unit_y = (fake + 1) / 2, (y + 1) / 2
     scores = {
@@ -47,32 +46,47 @@ def score_picture(fake: Tensor, y: Tensor, palette: Palette | None) -> Scores:
         "energy": gradient_energy(fake),
         "target_energy": gradient_energy(y),
     }
-    if palette is not None:
-        scores |= score_classes(nearest_class(fake, palette), nearest_class(y, palette), palette)
     return {name: float(value) for name, value in scores.items()}
 
 
-def score_classes(found: Tensor, true: Tensor, palette: Palette) -> Scores:
-    """Compare class numbers, (1, H, W) each.
+def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:
+    """Count the pixels of each true class (rows) that were found to be each class (columns).
+
+    Args:
+        fake: Output, (1, 3, H, W) in [-1, 1].
+        y: Target, likewise.
+        palette: Colours of the classes.
+
+    Returns:
+        The confusion matrix, (classes, classes).
+    """
+    found, true = nearest_class(fake, palette), nearest_class(y, palette)
+    return multiclass_confusion_matrix(found, true, num_classes=len(palette)).cpu()
+
+
+def class_scores(counts: Tensor, palette: Palette) -> Scores:
+    """Score the pixels that ``count_classes`` counted, in one picture or summed over many.
 
     Returns:
         ``accuracy``, the share of the pixels that agree; ``class_accuracy``, its mean over the
-        classes of the target; ``miou``, the mean intersection over union of the classes that
-        stand in either; and ``merged_accuracy`` for palettes with two classes that are hardly
-        apart, with those taken as one.
+        true classes; ``miou``, the mean intersection over union of the classes that are either
+        true or found; and ``merged_accuracy`` for palettes with two classes that are hardly
+        apart, with those taken as one. Over many pictures these are the paper's (section 4.1,
+        after FCN): classes weigh alike, however few pictures show them.
     """
-    right = found == true
+    counts = counts.double()
+    right, true, found = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
+    union = true + found - right
     scores = {
-        "accuracy": right.float().mean().item(),
-        "class_accuracy": sum(right[true == label].float().mean().item() for label in true.unique())
-        / len(true.unique()),
-        "miou": mean_iou(found, true, num_classes=len(palette), input_format="index")[0].item(),
+        "accuracy": right.sum() / counts.sum(),
+        "class_accuracy": (right / true)[true > 0].mean(),
+        "miou": (right / union)[union > 0].mean(),
     }
     if merged := merged_classes(palette):
-        kept, dropped = (list(palette).index(name) for name in merged)
-        one, other = (classes.where(classes != dropped, kept) for classes in (found, true))
-        scores["merged_accuracy"] = (one == other).float().mean().item()
-    return scores
+        one, other = (list(palette).index(name) for name in merged)
+        confused = counts[one, other] + counts[other, one]
+        scores["merged_accuracy"] = (right.sum() + confused) / counts.sum()
+    return {name: value.item() for name, value in scores.items()}
 
 
 def gradient_energy(picture: Tensor) -> Tensor:
@@ -161,15 +175,14 @@ def evaluate(
         **options: ``input_nc``, ``device`` and ``autocast`` of ``translate_all``.
 
     Returns:
-        Means over the pictures, see ``mean_scores``.
+        ``mean_scores`` over the pictures and, with a palette, ``class_scores`` over their pixels.
     """
-    triples = translate_all(generator, batches, **options)
-    return mean_scores([score_picture(fake, y, palette) for _, fake, y in triples])
-
-
-def plain_means(rows: list[Scores]) -> Scores:
-    """Return the mean of each score over the pictures."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    rows, counts = [], []
+    for _, fake, y in translate_all(generator, batches, **options):
+        rows.append(score_picture(fake, y))
+        if palette is not None:
+            counts.append(count_classes(fake, y, palette))
+    return mean_scores(rows) | (class_scores(sum(counts), palette) if palette else {})
 
 
 def mean_scores(rows: list[Scores]) -> Scores:
@@ -178,22 +191,23 @@ def mean_scores(rows: list[Scores]) -> Scores:
     The gradient energies become ``sharpness``, the energy of the outputs over that of the
     targets: 1 is as sharp as real, below is blurred.
     """
-    means = plain_means(rows)
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     means["sharpness"] = means.pop("energy") / max(means.pop("target_energy"), 1e-12)
     return means
 
 
-def majority_scores(targets: list[Tensor], palette: Palette) -> dict[str, Any]:
+def majority_scores(counts: Tensor, palette: Palette) -> dict[str, Any]:
     """Score the answer that names the commonest class everywhere.
 
     Args:
-        targets: Class numbers of each target, (1, H, W).
+        counts: What ``count_classes`` counted; only how often each class is true matters.
         palette: Colours of the classes.
     """
-    counts = sum(torch.bincount(classes.flatten(), minlength=len(palette)) for classes in targets)
-    commonest = int(counts.argmax())
-    rows = [score_classes(torch.full_like(true, commonest), true, palette) for true in targets]
-    return {"class": list(palette)[commonest], **plain_means(rows)}
+    true = counts.sum(dim=1)
+    commonest = int(true.argmax())
+    answer = torch.zeros_like(counts)
+    answer[:, commonest] = true
+    return {"class": list(palette)[commonest], **class_scores(answer, palette)}
 
 
 # --- The script ---
@@ -238,13 +252,11 @@ class Reader:
                 "palettes.py, so there is nothing to compare what the reader reads with."
             )
 
-    def read(self, picture: Tensor, x: Tensor, autocast: torch.autocast) -> Scores:
-        """Score what it reads in ``picture`` against the true labels ``x``, (1, C, H, W) both."""
+    def read(self, picture: Tensor, x: Tensor, autocast: torch.autocast) -> Tensor:
+        """Count the classes it reads in ``picture``, true ones in ``x``, both (1, C, H, W)."""
         with torch.inference_mode(), autocast:
             found = self.generator(picture)
-        return score_classes(
-            nearest_class(found.float(), self.palette), nearest_class(x, self.palette), self.palette
-        )
+        return count_classes(found.float(), x, self.palette)
 
 
 class Lpips:
@@ -353,28 +365,30 @@ def _score_all(
     device = next(generator.parameters()).device
     autocast = pick_autocast(config.precision, device)
     palette = palette_of(config)
-    rows, read, read_real, targets = [], [], [], []
+    rows, counts, read, read_real = [], [], [], []
     marks, real_marks = FixedMarks(), FixedMarks()
     batches = tqdm(validation_loader(pairs), desc="scoring", unit="picture")
     options = {"input_nc": config.input_nc, "device": device, "autocast": autocast}
     for x, fake, y in translate_all(generator, batches, **options):
-        rows.append(score_picture(fake, y, palette))
+        rows.append(score_picture(fake, y))
         if lpips is not None:
             rows[-1]["lpips"] = lpips(fake, y)
         marks.add(fake)
         real_marks.add(y)
         if palette is not None:
-            targets.append(nearest_class(y, palette))
+            counts.append(count_classes(fake, y, palette))
         if reading is not None:
             read.append(reading.read(fake, x, autocast))
             read_real.append(reading.read(y, x, autocast))
     scores: dict[str, Any] = mean_scores(rows)
     scores |= {"fixed_marks": marks.value(), "fixed_marks_of_targets": real_marks.value()}
     if palette is not None:
-        scores["majority"] = majority_scores(targets, palette)
+        scores |= class_scores(sum(counts), palette)
+        scores["majority"] = majority_scores(sum(counts), palette)
+        rows = [row | class_scores(n, palette) for row, n in zip(rows, counts, strict=True)]
     if reading is not None:
-        scores["reader_on_outputs"] = plain_means(read)
-        scores["reader_on_targets"] = plain_means(read_real)
+        scores["reader_on_outputs"] = class_scores(sum(read), reading.palette)
+        scores["reader_on_targets"] = class_scores(sum(read_real), reading.palette)
     return rows, scores
 
 

@@ -91,14 +91,21 @@ class PairCache:
 
         Raises:
             BadPictures: If the pair is decoded now and its file has vanished or changed.
+            OSError: If the cache file has vanished.
         """
         if not self.stored:
             try:
                 return read_pair(self.pairs[index], self.recipe, self.dtype)
             except PictureError as error:
-                raise BadPictures([error], len(self.pairs)) from error
+                raise BadPictures([error], len(self.pairs), can_skip=False) from error
         if self._bytes is None:
-            self._bytes = np.asarray(np.memmap(self.path, mode="r"))
+            try:
+                self._bytes = np.asarray(np.memmap(self.path, mode="r"))
+            except OSError as error:
+                raise OSError(
+                    f"the picture cache {self.path} was removed or cannot be read any more "
+                    f"({error.strerror}). Give the same command again to have it made anew"
+                ) from error
         array = self._bytes[self.offsets[index] : self.offsets[index + 1]]
         return array.view(self.dtype).reshape(self.shapes[index])
 

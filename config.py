@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Where the authors publish the archives of those data sets (towns aside).
 OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 
+MAX_CROP = 1024  # pixels
 PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "cache_dir")
 
 
@@ -151,12 +153,17 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check each value, then those that only work together."""
-        for name in PATHS:  # a pathlib.Path is as good as a string
+        for name in (*PATHS, "mirror"):  # a pathlib.Path is as good as a string
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
         for name, hint in get_type_hints(type(self)).items():
             _check_value(name, getattr(self, name), hint)
         _check_pairs(self)
+
+
+def plain_name(name: str) -> str:
+    """Return ``name`` with an underscore for each character that no folder's name can hold."""
+    return re.sub(r'[/\\:*?"<>|]', "_", name)
 
 
 def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
@@ -174,13 +181,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset": (bool, "a folder, or one of " + ", ".join(PRESETS)),
     "mirror": (bool, "an http(s) address, or a folder that holds NAME.tar.gz"),
     "name": (
-        lambda value: value not in (".", "..") and not set(value) & set('/\\:*?"<>|'),
+        lambda value: value not in (".", "..") and value == plain_name(value),
         "a plain folder name, without slashes and the like",
     ),
     "val_fraction": (lambda value: 0 < value < 1, "a number between 0 and 1"),
     "load_size": _whole(32),
     "crop_size": (
-        lambda value: 32 <= value <= 1024 and value.bit_count() == 1,
+        lambda value: 32 <= value <= MAX_CROP and value.bit_count() == 1,
         "a power of two from 32 to 1024 (32, 64, 128, 256, 512, 1024)",
     ),
     "batch_size": _whole(1),
@@ -298,7 +305,7 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
         values["direction"], origin["direction"] = "AtoB", "input_dir to target_dir"
     _keep_ratio(typed.get("load_size"), typed.get("crop_size"), values, origin)
     if not config.name:
-        values["name"] = folder or "run"  # the root of a disk has no name
+        values["name"] = plain_name(folder) or "run"  # the root of a disk has no name
         origin["name"] = "data set's folder"
     for field in fields(config):
         changed = getattr(config, field.name) != getattr(defaults, field.name)
@@ -329,7 +336,7 @@ def _keep_ratio(
         origin["load_size"] = "keeps the recipe's ratio to crop_size"
     elif load and not crop:
         wanted = math.log2(load * values["crop_size"] / values["load_size"])
-        values["crop_size"] = 2 ** min(round(wanted), int(math.log2(load)))
+        values["crop_size"] = min(2 ** min(round(wanted), int(math.log2(load))), MAX_CROP)
         origin["crop_size"] = "keeps the recipe's ratio to load_size"
 
 

@@ -213,10 +213,10 @@ class _Messenger(Dataset):
     def __init__(self, pairs: PairedImages) -> None:
         self.pairs = pairs
 
-    def __getitems__(self, keys: Sequence[Key]) -> Tensor | BadPictures:
+    def __getitems__(self, keys: Sequence[Key]) -> Tensor | BadPictures | OSError:
         try:
             return self.pairs.__getitems__(keys)
-        except BadPictures as error:
+        except (BadPictures, OSError) as error:
             return error
 
 
@@ -225,7 +225,7 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in super().__iter__():
-            if isinstance(batch, BadPictures):
+            if isinstance(batch, BadPictures | OSError):
                 raise batch
             yield batch
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gzip
+import os
 import shutil
 import tarfile
 import tempfile
@@ -54,7 +55,7 @@ def fetch(name: str, *, mirror: str = OFFICIAL, data_dir: Path = Path("data")) -
         return target
     address = f"{mirror.rstrip('/')}/{name}.tar.gz"
     with _explained(address, target), _workshop(target) as work:
-        archive = Path(address).expanduser()
+        archive = Path(os.path.expanduser(address))
         if mirror.lower().startswith(("http://", "https://")):
             archive = work / archive.name
             _download(address, archive)

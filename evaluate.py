@@ -29,6 +29,7 @@ from utils import load_generator, make_folder, pick_autocast, run_script, set_tf
 
 Palette = dict[str, tuple[int, int, int]]
 Scores = dict[str, float]
+LAST = ("generator", "latest")  # checkpoints of the end of a run
 
 
 # --- One picture ---
@@ -230,7 +231,8 @@ class Reader:
     def __init__(self, path: Path, config: Config, device: torch.device) -> None:
         self.generator = load_generator(path, device)
         reads = self.generator.config
-        if reads.direction == config.direction:
+        named = config.input_dir or reads.input_dir  # there, all directions are called AtoB
+        if reads.direction == config.direction and not named:
             raise ValueError(
                 f"{path} was trained in the direction {reads.direction}, like the checkpoint it is "
                 "to read; give as --reader one that was trained the other way round."
@@ -245,11 +247,12 @@ class Reader:
                 f"{path} takes pictures whose sides are multiples of {reads.crop_size} px, and the "
                 f"outputs are {config.crop_size} px; give a reader trained at that crop_size."
             )
-        self.palette = palette_of(replace(reads, dataset=config.dataset))
+        self.palette = None if named else palette_of(replace(reads, dataset=config.dataset))
         if self.palette is None:
             raise ValueError(
                 f"The inputs of {config.dataset} are not label pictures with a palette in "
-                "palettes.py, so there is nothing to compare what the reader reads with."
+                "palettes.py, which knows data sets in one folder called towns, maps or facades; "
+                "so there is nothing to compare what the reader reads with."
             )
 
     def read(self, picture: Tensor, x: Tensor, autocast: torch.autocast) -> Tensor:
@@ -298,6 +301,7 @@ def score_checkpoint(
     split: Literal["val", "train"] = "val",
     direction: Literal["AtoB", "BtoA"] | None = None,
     reader: Path | None = None,
+    on_bad_picture: Literal["stop", "skip"] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Score a trained generator on a data set, picture by picture.
@@ -305,53 +309,62 @@ def score_checkpoint(
     Args:
         checkpoint: generator.pt or latest.pt of a run.
         dataset: Folder of pairs, or a name in PRESETS; empty: the one it was trained on.
-        split: The validation or the training pairs, neither of them augmented.
+        split: The validation or the training pairs, neither of them augmented; of another data
+            set without a split of its own, all.
         direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
+        on_bad_picture: stop or skip, where it is to be other than in the training.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
         What it writes to ``evaluation/NAME/scores_val.json``; the scores of each picture stand
-        in ``scores_val.csv``.
+        in ``scores_val.csv``. Other checkpoints and data sets are named in that of the files.
 
     Raises:
         ValueError, OSError: A checkpoint, folder or picture that cannot be used.
     """
     generator = load_generator(checkpoint, device)
     config = generator.config
-    if dataset:
+    is_other = bool(dataset) and not _places(dataset) & _places(config.dataset)
+    if is_other:
         config = replace(
             config, dataset=dataset, train_dir="", val_dir="", input_dir="", target_dir=""
         )
-    config = replace(config, direction=direction or config.direction)
+    config = replace(
+        config,
+        direction=direction or config.direction,
+        on_bad_picture=on_bad_picture or config.on_bad_picture,
+    )
     place = next(generator.parameters()).device
     reading = Reader(reader, config, place) if reader else None
     lpips = Lpips(place) if Lpips.weights().is_file() else None
-    pairs = _pairs_to_score(config, split, whole=bool(dataset))
+    found = split_of(config)
+    is_whole = is_other and found.held_out  # then none of them was trained on
+    chosen = (*found.train, *found.val) if is_whole else getattr(found, split)
+    pairs = open_pairs(config, chosen, augment=False)
+    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
     set_tf32(config.precision)
     with testing(generator, config, place):
         rows, scores = _score_all(generator, config, pairs, reading, lpips)
     summary = {
         "checkpoint": str(checkpoint),
         "dataset": config.dataset,
-        "split": split,
+        "split": "all" if is_whole else split,
         "pictures": len(rows),
         **scores,
     }
-    other = f"_{Path(dataset).absolute().name}" if dataset else ""
-    _write(Path("evaluation") / config.name / f"scores{other}_{split}", pairs, rows, summary)
+    parts = ["scores", *([checkpoint.stem] if checkpoint.stem not in LAST else [])]
+    parts += [Path(dataset).absolute().name] if is_other else []
+    parts += [summary["split"]]
+    _write(Path("evaluation") / config.name / "_".join(parts), pairs, rows, summary)
     if lpips is None:
         print(f"LPIPS was left out: save {Lpips.url} as {Lpips.weights()} to have it scored too.")
     return summary
 
 
-def _pairs_to_score(config: Config, split: str, *, whole: bool) -> PairedImages:
-    """Open the pairs of a split; with ``whole`` all, where the folder has no split of its own."""
-    found = split_of(config)
-    chosen = (*found.train, *found.val) if whole and found.held_out else getattr(found, split)
-    pairs = open_pairs(config, chosen, augment=False)
-    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
-    return pairs
+def _places(dataset: str) -> set[Path]:
+    """Return where the data set of that name or path may lie."""
+    return {Path(folder, dataset).resolve() for folder in ("", "data")}
 
 
 def _score_all(
@@ -396,7 +409,8 @@ def _write(stem: Path, pairs: PairedImages, rows: list[Scores], summary: dict[st
     make_folder(stem.parent)
     # Not with_suffix: the name of a data set may hold a dot.
     table, text_file = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".json"))
-    with open(table, "w", newline="", encoding="utf-8") as file:
+    # A file's name may hold what is not valid Unicode.
+    with open(table, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, ["picture", *rows[0]])
         writer.writeheader()
         for pair, row in zip(pairs.pairs, rows, strict=True):

@@ -43,7 +43,7 @@ def find_jobs(source: str, output: Path, *, suffix: str = ".png", samples: int =
         ValueError, OSError: Nothing is found; or an output would overwrite an input or another
             output, or lie among the inputs.
     """
-    source, output = os.path.expanduser(source), output.expanduser()
+    source, output = os.path.expanduser(source), Path(os.path.expanduser(output))
     one_file = os.path.isfile(source) and bool(output.suffix) and not output.is_dir()
     if one_file and output.suffix.lower() not in FORMATS:
         raise ValueError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-VAL_NAMES = ("val", "test")
+VAL_NAMES = ("val", "validation", "test")
 DEPTH = 2  # unpacked archives nest: GIVEN/maps/maps/train
 MAX_LISTED = 20  # names in a message
 
@@ -90,7 +90,7 @@ def find_pairs(
 
     Folders that are named are taken. Otherwise each folder from ``dataset`` to two levels below
     is looked at for a training set in one of these layouts, the validation set being called
-    ``val`` or ``test`` instead of ``train``:
+    ``val``, ``validation`` or ``test`` instead of ``train``:
 
     - two folders of pictures that pair up by name, whatever the suffix: ``trainA`` and
       ``trainB``, ``A/train`` and ``B/train``, or ``train/A`` and ``train/B``;
@@ -225,7 +225,7 @@ def _paired(root: Path, train: Halves, val: Halves | None) -> Split:
     if problems:
         raise ValueError(
             "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
-            "each name in both folders, whatever the suffix. Rename, add or remove the ones listed"
+            "each name in each folder, whatever the suffix. Rename, add or remove the ones listed"
         )
     return Split(train_pairs, val_pairs, "two folders" if train[1] else "side by side", root)
 
@@ -236,14 +236,16 @@ def _pair_up(halves: Halves, problems: list[str]) -> tuple[Pair, ...]:
     for folder in (d for d in halves if d):
         if not pictures_in(folder):
             raise ValueError(_no_pictures(folder))
-    if b is None:
-        return tuple(Pair(picture) for picture in pictures_in(a))
-    ours, theirs = _by_stem(a), _by_stem(b)
-    for folder, here, there in ((a, ours, theirs), (b, theirs, ours)):
+    ours = _by_stem(a)
+    theirs = _by_stem(b) if b else ours
+    sides = [(a, ours, theirs), *([(b, theirs, ours)] if b else [])]
+    for folder, here, there in sides:
         alone = [files[0].name for stem, files in here.items() if stem not in there]
         double = [" = ".join(f.name for f in files) for files in here.values() if len(files) > 1]
         problems += [f"  only in {folder}: {_some(alone)}"] if alone else []
         problems += [f"  the same name in {folder}: {_some(double)}"] if double else []
+    if b is None:
+        return tuple(Pair(files[0]) for files in ours.values())
     return tuple(Pair(files[0], theirs[stem][0]) for stem, files in ours.items() if stem in theirs)
 
 
@@ -274,13 +276,22 @@ def _split(split: Split, val_fraction: float, seed: int) -> Split:
 
     n_val = min(max(1, round(len(pairs) * val_fraction)), len(pairs) - 1)
     held_out = set(sorted(pairs, key=rank)[:n_val])
+    unused = _unused_val(split.root)
+    left = f", {unused} left unused" if unused else ""
     return replace(
         split,
         train=tuple(pair for pair in pairs if pair not in held_out),
         val=tuple(pair for pair in pairs if pair in held_out),
         held_out=True,
-        layout=f"{split.layout}, {n_val} of {len(pairs)} held out by val_fraction",
+        layout=f"{split.layout}, {n_val} of {len(pairs)} held out by val_fraction{left}",
     )
+
+
+def _unused_val(root: Path) -> Path | None:
+    """Return a folder of validation pictures that was passed over, if there is one."""
+    halves = (half for pattern in WITH_SPLIT for half in pattern if half)
+    folders = (_find(root, half.format(name)) for half in halves for name in VAL_NAMES)
+    return next((folder for folder in folders if folder and pictures_in(folder)), None)
 
 
 def check_folder(folder: Path, what: str) -> None:

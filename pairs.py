@@ -19,6 +19,11 @@ MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill 
 SQUARE = 0.05  # how far from square the halves of a side-by-side picture may be
 ALIKE = 0.02  # how far apart the aspect ratios of two files of a pair may be
 
+_ADVICE = (
+    "A side-by-side picture is expected twice as wide as high. Set square_halves to False if its "
+    "halves are equal but not square, and input_dir and target_dir if inputs and targets are files "
+    "of their own"
+)
 _CHOICES = {
     "direction": ("AtoB", "BtoA"),
     "input_nc": (1, 3),
@@ -140,14 +145,13 @@ def _half(pair: Pair, whole: Header, recipe: Recipe) -> Header:
     """Return the size of a half of a side-by-side picture, if it looks like one."""
     looks = f"its size of {whole.width}x{whole.height}"
     if whole.width % 2:
-        raise PictureError({pair.a: f"{looks} has an odd width, so it has no two equal halves"})
+        reason = f"{looks} has an odd width, so it has no two equal halves{_looks_like(whole)}"
+        raise PictureError({pair.a: reason}, _ADVICE)
     half = Header(whole.height, whole.width // 2, whole.deep)
     if recipe.square_halves and abs(_aspect(half) - 1) > SQUARE:
         raise PictureError(
             {pair.a: f"{looks} is not that of two squares side by side{_looks_like(whole)}"},
-            "A side-by-side picture is expected twice as wide as high. Set square_halves to False "
-            "if its halves are not square, and input_dir and target_dir if inputs and targets "
-            "are files of their own",
+            _ADVICE,
         )
     return half
 
@@ -155,9 +159,9 @@ def _half(pair: Pair, whole: Header, recipe: Recipe) -> Header:
 def _looks_like(whole: Header) -> str:
     aspect = _aspect(whole)
     if 0.5 < aspect < 1.9:
-        return ", but of a single picture"
+        return ", but looks like a single picture"
     if abs(aspect - round(aspect)) < SQUARE * aspect and 3 <= aspect < MAX_ASPECT:
-        return f", but of {round(aspect)} squares in a row"
+        return f", but looks like {round(aspect)} squares in a row"
     return ""
 
 

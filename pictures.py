@@ -35,11 +35,13 @@ class BadPictures(ValueError):  # noqa: N818 - the pictures, as listed, are the 
     Args:
         errors: What is wrong, one for each pair.
         n_pairs: Pairs among which they were found.
+        can_skip: Whether to go on without them is worth a word, if others are left.
     """
 
-    def __init__(self, errors: Sequence[PictureError], n_pairs: int) -> None:
-        super().__init__(errors, n_pairs)
+    def __init__(self, errors: Sequence[PictureError], n_pairs: int, can_skip: bool = True) -> None:
+        super().__init__(errors, n_pairs, can_skip)
         self.errors, self.n_pairs = list(errors), n_pairs
+        self.can_skip = can_skip and len(errors) < n_pairs
 
     def __str__(self) -> str:
         advice = dict.fromkeys(error.advice for error in self.errors if error.advice)
@@ -49,7 +51,7 @@ class BadPictures(ValueError):  # noqa: N818 - the pictures, as listed, are the 
                 f"{len(self.errors)} of {self.n_pairs} pairs cannot be used:",
                 listed(self.errors),
                 *advice,
-                "Repair or remove the files listed" + skip * (len(self.errors) < self.n_pairs),
+                "Repair or remove the files listed" + skip * self.can_skip,
             ]
         )
 
@@ -89,13 +91,7 @@ def read_header(path: Path) -> Header:
         PictureError: If the file cannot be opened or is of a kind that is not read.
     """
     with opened(path) as image:
-        width, height = image.size
-        if image.format == "TIFF":  # by Pillow's version, its size is turned already or not
-            width = image.tag_v2[ExifTags.Base.ImageWidth]
-            height = image.tag_v2[ExifTags.Base.ImageLength]
-        if _orientation(image) >= 5:  # 5 to 8 turn by a quarter
-            width, height = height, width
-        return Header(height, width, _is_deep(image))
+        return _header_of(image)
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -111,7 +107,10 @@ def read_picture(path: Path) -> np.ndarray:
         PictureError: If it cannot be decoded.
     """
     with opened(path) as image:
-        return pixels_of(image)
+        header, pixels = _header_of(image), pixels_of(image)
+        if pixels.shape[:2] != (header.height, header.width):
+            raise PictureError({path: "its EXIF rotation stands after its pixels; save it upright"})
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -183,6 +182,15 @@ def _check_kind(path: Path, image: Image.Image) -> None:
             "Pictures of fractional or 32-bit numbers: scale them to 0 to 65535 and save them as "
             "16-bit grey PNG or TIFF",
         )
+    if image.format == "TIFF" and _is_deep(image):
+        bits = image.tag_v2.get(ExifTags.Base.BitsPerSample, (16,))
+        white_is_zero = image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
+        if bits != (16,) or white_is_zero:
+            kind = "count from white to black" if white_is_zero else f"have {bits[0]} bits"
+            raise PictureError(
+                {path: f"its grey values {kind}, which would be read wrong"},
+                "Grey TIFF of unusual depth or order: save it as a plain 16-bit grey PNG or TIFF",
+            )
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -195,8 +203,18 @@ def _reason(path: Path, error: Exception) -> str:
     if path.stat().st_size == 0:
         return "an empty file (0 bytes)"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a PNG, JPEG, WebP, TIFF or BMP picture"
+        return "not a PNG, JPEG, WebP, TIFF or BMP picture, or cut short"
     return f"it cannot be decoded ({error or type(error).__name__})"
+
+
+def _header_of(image: Image.Image) -> Header:
+    width, height = image.size
+    if image.format == "TIFF":  # by Pillow's version, its size is turned already or not
+        width = image.tag_v2[ExifTags.Base.ImageWidth]
+        height = image.tag_v2[ExifTags.Base.ImageLength]
+    if _orientation(image) >= 5:  # 5 to 8 turn by a quarter
+        width, height = height, width
+    return Header(height, width, _is_deep(image))
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -38,6 +38,8 @@ def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
 
 def palette_of(config: Config) -> dict[str, tuple[int, int, int]] | None:
     """Return the colours of the classes in the targets, where those are known label pictures."""
+    if config.input_dir:  # what lies in a folder is known by the name of its data set alone
+        return None
     folder = PurePath(os.path.abspath(config.dataset)).name
     return target_palette(folder, config.direction) if config.output_nc == 3 else None
 

@@ -57,7 +57,7 @@ from utils import (
 CHANGEABLE = {
     *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision", "compile"),
     *("log_interval", "picture_interval", "val_interval", "checkpoint_minutes"),
-    *("keep_generators", "cache_dir", "cache_limit_gb", "mirror"),
+    *("keep_generators", "cache_dir", "cache_limit_gb", "mirror", "on_bad_picture"),
 }
 LOSSES = ("loss_d", "d_real", "d_fake", "loss_g_gan", "l1")
 

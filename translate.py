@@ -27,6 +27,7 @@ from pairs import resize, to_channels
 from pictures import Decoded, PictureError, decode, image_of
 from utils import (
     get_rng_state,
+    is_out_of_memory,
     keep_freed_memory,
     load_generator,
     make_folder,
@@ -344,8 +345,8 @@ def main() -> None:
         raise KeyboardInterrupt(
             "Stopped; every output that exists is whole. Add --skip-existing to go on."
         ) from None
-    except (MemoryError, RuntimeError) as error:  # only some devices have a class of their own
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise ValueError(
             "The memory does not hold this; lower --batch-size, then --tile, and add "

@@ -21,6 +21,7 @@ from train import TrainingState, discriminator_loss, generator_loss, l1_loss, ne
 from utils import (
     build_generator,
     configure_for_test,
+    is_out_of_memory,
     keep_freed_memory,
     pick_autocast,
     pick_device,
@@ -277,8 +278,7 @@ def _serve(pipe: Connection, make: Callable[..., Trial], *arguments: Any) -> Non
     except (EOFError, ConnectionError):
         return  # the parent has all that it wants
     except (MemoryError, RuntimeError) as error:
-        # Only some devices have a class of their own for this.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         pipe.send(Timing(error="out of memory"))
 

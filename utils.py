@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from authors import import_generator
-from config import Config
+from config import Config, plain_name
 from generator import Generator
 
 T = TypeVar("T")
@@ -351,8 +351,7 @@ def _import(content: Any, path: Path) -> tuple[Generator, Config]:
     """Build a generator that the authors' code saved, with its settings."""
     try:
         # The authors' files all have the same name, in the folder of their run.
-        name = re.sub(r'[/\\:*?"<>|]', "_", path.absolute().parent.name)
-        return import_generator(content, name=name)
+        return import_generator(content, name=plain_name(path.absolute().parent.name))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -437,6 +436,12 @@ class StopRequest:
             yield item
 
 
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Say whether memory ran out; only some devices have a class of their own for that."""
+    signs = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's ``main``: a user's mistake ends in its message and exit code 2."""
     try:
@@ -445,7 +450,9 @@ def run_script(main: Callable[[], None]) -> None:
         message = str(stop) or "Stopped at once; what was written before is as it was."
         print(message, file=sys.stderr)
         sys.exit(getattr(stop, "exit_code", 130))
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(f"{error}\nLower batch_size, then crop_size, then ngf.", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError) as error:

@@ -95,6 +95,12 @@ def test_a_deep_discriminator_is_refused_with_the_crop_of_the_recipe():
     Config(crop_size=128, n_layers_d=5)
 
 
+def test_what_nobody_typed_is_made_to_fit():
+    assert resolve(Config(load_size=3000))[0].crop_size == 1024
+    assert resolve(Config(dataset="my:pairs"))[0].name == "my_pairs"
+    assert Config(mirror=Path("archives")).mirror == "archives"
+
+
 def test_input_dir_and_target_dir_say_the_direction():
     config, origin = resolve(Config(input_dir="data/facades/b", target_dir="data/facades/a"))
     assert (config.direction, config.name) == ("AtoB", "facades")

@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -574,6 +575,15 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, open_pairs: Open
         OSError, match=r"file/cache cannot be written.*set cache_dir to another folder"
     ):
         open_pairs(draw(tmp_path, 1), cache_dir=tmp_path / "file/cache")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_that_is_removed_is_named(tmp_path: Path, open_pairs: Opener, workers: int) -> None:
+    pairs = open_pairs(draw(tmp_path, 2))
+    shutil.rmtree(tmp_path / "cache")
+    loader = training_loader(pairs, batch_size=1, n_epochs=1, num_workers=workers)
+    with pytest.raises(OSError, match=r"^the picture cache .* was removed .* same command again"):
+        next(iter(loader))
 
 
 def test_only_old_leftovers_of_killed_builds_are_removed(

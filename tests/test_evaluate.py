@@ -1,13 +1,16 @@
 import csv
 import json
 import math
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, script
+from PIL import Image
 from torch import nn
 from torchvision.models import alexnet
 
@@ -199,7 +202,37 @@ def test_another_data_set_is_scored_whole_under_its_own_name(towns: Path, tmp_pa
     )
     assert back["l1"] != summary["l1"]
     names = {path.name for path in Path("evaluation/a").glob("scores*")}
-    assert names == {"scores_set.v1_val.csv", "scores_set.v1_val.json"}
+    assert names == {"scores_set.v1_all.csv", "scores_set.v1_all.json"}
+
+
+def test_what_was_trained_on_is_not_scored_as_validation(towns: Path, tmp_path: Path):
+    shutil.copytree(towns / "train", tmp_path / "flat")
+    if sys.platform == "linux":  # other systems have no such names
+        os.rename("flat/0001.png", b"flat/\xff.png")
+    train(Config(dataset="flat", val_fraction=0.5, keep_generators=1, **TINY))
+    summary = score_checkpoint(Path("checkpoints/flat/generator.pt"))
+    typed = score_checkpoint(Path("checkpoints/flat/generator_001.pt"), dataset=f"{tmp_path}/flat")
+    assert typed["pictures"] == summary["pictures"] == 4
+    names = {path.name for path in Path("evaluation/flat").glob("scores*.csv")}
+    assert names == {"scores_val.csv", "scores_generator_001_val.csv"}
+    other = score_checkpoint(Path("checkpoints/flat/generator.pt"), split="train")
+    listed = [Path(f"evaluation/flat/scores_{s}.csv").read_text() for s in ("train", "val")]
+    assert other["pictures"] == 4
+    assert sys.platform != "linux" or r"\udcff" in "".join(listed)
+
+
+def test_two_folders_that_were_named_are_not_taken_for_labels(towns: Path, tmp_path: Path):
+    for half, side in (("A", 0), ("B", 64)):
+        (tmp_path / "towns" / half).mkdir(parents=True)
+        for path in (towns / "train").iterdir():
+            picture = Image.open(path).crop((side, 0, side + 64, 64))
+            picture.save(tmp_path / "towns" / half / path.name)
+    folders = {"input_dir": "towns/B", "target_dir": "towns/A"}
+    train(Config(**folders, **TINY))
+    photo = Path("checkpoints/towns/generator.pt")
+    assert "accuracy" not in score_checkpoint(photo)
+    with pytest.raises(ValueError, match="one folder called towns, maps or facades"):
+        score_checkpoint(photo, reader=photo)
 
 
 def test_a_missing_checkpoint_ends_in_one_message():

@@ -90,11 +90,11 @@ def test_exif_turns_both_halves_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("height", "width", "looks"),
     [
-        (40, 40, ", but of a single picture"),
-        (40, 60, ", but of a single picture"),
-        (90, 160, ", but of a single picture"),
-        (40, 120, ", but of 3 squares in a row"),
-        (40, 160, ", but of 4 squares in a row"),
+        (40, 40, ", but looks like a single picture"),
+        (40, 60, ", but looks like a single picture"),
+        (90, 160, ", but looks like a single picture"),
+        (40, 120, ", but looks like 3 squares in a row"),
+        (40, 160, ", but looks like 4 squares in a row"),
         (40, 94, ""),
     ],
 )
@@ -119,6 +119,9 @@ def test_an_odd_width_is_refused(tmp_path: Path) -> None:
     expected = {pair.a: "its size of 81x40 has an odd width, so it has no two equal halves"}
     assert problem(pair).reasons == expected
     assert problem(pair, Recipe(32, square_halves=False)).reasons == expected
+    single = problem(Pair(saved(tmp_path / "2.png", noise(40, 51))))
+    assert str(single).endswith("no two equal halves, but looks like a single picture")
+    assert "input_dir and target_dir" in single.advice
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 2), (15, 30), (15, 200), (200, 30)])

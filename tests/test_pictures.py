@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,38 @@ def test_animations_are_refused(tmp_path: Path, suffix: str) -> None:
     assert reason(path) == "an animation or a stack of 3 pictures"
 
 
+def test_png_that_tells_its_rotation_too_late_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    whole = saved(tmp_path / "1.png", COLOUR, exif=exif).read_bytes()
+    start = whole.index(b"eXIf") - 4
+    end = whole.index(b"IDAT") - 4
+    late = whole[:start] + whole[end:-12] + whole[start:end] + whole[-12:]
+    (tmp_path / "1.png").write_bytes(late)
+    with pytest.raises(PictureError, match="EXIF rotation stands after its pixels"):
+        read_picture(tmp_path / "1.png")
+
+
+def grey_tiff(bits: int, photometric: int) -> bytes:
+    """Return a plain TIFF of 32x32 pixels, all bits set."""
+    entries = [(256, 32), (257, 32), (258, bits), (259, 1), (262, photometric), (273, 8)]
+    entries += [(277, 1), (278, 32), (279, 32 * 32 * bits // 8)]
+    pixels = bytes([255]) * (32 * 32 * bits // 8)
+    listed = b"".join(struct.pack("<HHIHxx", tag, 3, 1, value) for tag, value in entries)
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return head + pixels + struct.pack("<H", len(entries)) + listed + bytes(4)
+
+
+def test_grey_tiff_that_would_be_read_too_dark_or_inverted_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "1.tif"
+    path.write_bytes(grey_tiff(bits=16, photometric=1))
+    assert (read_picture(path) == 65535).all()
+    path.write_bytes(grey_tiff(bits=12, photometric=1))
+    assert "its grey values have 12 bits" in reason(path)
+    path.write_bytes(grey_tiff(bits=16, photometric=0))
+    assert "its grey values count from white to black" in reason(path)
+
+
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "1.png", Image.new("L", (2000, 2000)))
     monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 1_500_000)
@@ -205,8 +238,8 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     ("content", "expected"),
     [
         (b"", "an empty file (0 bytes)"),
-        (b"GIF89a, or so", "not a PNG, JPEG, WebP, TIFF or BMP picture"),
-        (b"\x89PNG\r\n\x1a\n", "not a PNG, JPEG, WebP, TIFF or BMP picture"),
+        (b"GIF89a, or so", "not a PNG, JPEG, WebP, TIFF or BMP picture, or cut short"),
+        (b"\x89PNG\r\n\x1a\n", "not a PNG, JPEG, WebP, TIFF or BMP picture, or cut short"),
     ],
 )
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -239,7 +272,7 @@ def test_a_file_cut_or_damaged_anywhere_is_named_or_read(tmp_path: Path, kind: s
 
 def test_other_formats_are_not_read_under_a_known_suffix(tmp_path: Path) -> None:
     path = saved(tmp_path / "1.png", GREY, format="GIF")
-    assert reason(path) == "not a PNG, JPEG, WebP, TIFF or BMP picture"
+    assert reason(path) == "not a PNG, JPEG, WebP, TIFF or BMP picture, or cut short"
 
 
 def test_links_and_pipes_are_named(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_a_device_that_is_not_there():
         (Interrupted("stopped in epoch 3", 15), 143, "stopped in epoch 3"),
         (ValueError("crop_size is 7"), 2, "crop_size is 7"),
         (OSError("disk full"), 2, "disk full"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "Lower batch_size"),
+        (MemoryError(), 2, "Lower batch_size"),
     ],
 )
 def test_a_script_ends_in_one_message_and_its_code(

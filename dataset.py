@@ -221,10 +221,22 @@ class _Messenger(Dataset):
 
 
 class _Loader(DataLoader):
-    """A DataLoader that raises what its workers hand over."""
+    """A DataLoader that raises what its workers hand over, and says so if one is gone."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise OSError(
+                    "A process that prepares pairs was ended from outside. Give the same command "
+                    "to go on, with fewer --num-workers if memory ran out."
+                ) from error
             if isinstance(batch, BadPictures | OSError):
                 raise batch
             yield batch
@@ -293,8 +305,10 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    # A fork inherits the main process's handler, and with it could not be ended at exit.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A fork inherits the main process's handler, and with it could not be ended at exit. Killed by
+    # the signal, where it goes to every process (systemd, pkill), a worker would make torch raise
+    # in the middle of the main process's step; one that exits lets it finish.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # A fork has none of the threads that OpenCV believes it started.
     cv2.setNumThreads(0)
 

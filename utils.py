@@ -438,7 +438,8 @@ class StopRequest:
 
 def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Say whether memory ran out; only some devices have a class of their own for that."""
-    signs = ("out of memory", "allocate memory", "not enough memory")
+    # The last is what torch says of a worker; systems that are short of memory kill one.
+    signs = ("out of memory", "allocate memory", "not enough memory", "by signal: Killed")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
@@ -453,7 +454,8 @@ def run_script(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"{error}\nLower batch_size, then crop_size, then ngf.", file=sys.stderr)
+        advice = "Lower batch_size, then crop_size, then ngf, or num_workers."
+        print(f"{error or 'Out of memory.'}\n{advice}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

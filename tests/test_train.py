@@ -226,6 +226,30 @@ def test_a_signal_leaves_a_checkpoint(towns: Path, signum: int, code: int):
     assert Path("checkpoints/s/latest.pt").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+@pytest.mark.parametrize("main_too", [True, False])
+def test_a_signal_to_the_workers_leaves_a_checkpoint(towns: Path, main_too: bool):
+    settings = flags(dataset=towns, n_epochs=4000, name="s", num_workers=2, checkpoint_minutes=60)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not Path("evaluation/s/metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for pid in [*map(int, children), *([process.pid] if main_too else [])]:
+        os.kill(pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in ((2, 143) if main_too else (2,))
+    assert "ive the same command to go on" in errors
+    assert "Traceback" not in errors
+    assert Path("checkpoints/s/latest.pt").exists()
+
+
 def test_other_settings_are_refused_all_at_once(towns: Path):
     assert script("train.py", *flags(dataset=towns, name="a")).returncode == 0
     other = script("train.py", *flags(dataset=towns, name="a", lambda_l1=10, ngf=8, n_epochs=9))

@@ -206,11 +206,10 @@ def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
         assert_same(one, other)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint(towns: Path, signum: int, code: int):
+def long_run(**settings: object) -> subprocess.Popen[str]:
+    """Start a run called s that would take long, and wait for the end of its first epoch."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *flags(dataset=towns, n_epochs=4000, name="s")],
+        [sys.executable, str(ROOT / "train.py"), *flags(n_epochs=4000, name="s", **settings)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -218,6 +217,13 @@ def test_a_signal_leaves_a_checkpoint(towns: Path, signum: int, code: int):
     while not Path("evaluation/s/metrics.csv").exists():
         assert process.poll() is None
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint(towns: Path, signum: int, code: int):
+    process = long_run(dataset=towns)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
@@ -229,16 +235,7 @@ def test_a_signal_leaves_a_checkpoint(towns: Path, signum: int, code: int):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 @pytest.mark.parametrize("main_too", [True, False])
 def test_a_signal_to_the_workers_leaves_a_checkpoint(towns: Path, main_too: bool):
-    settings = flags(dataset=towns, n_epochs=4000, name="s", num_workers=2, checkpoint_minutes=60)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *settings],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not Path("evaluation/s/metrics.csv").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = long_run(dataset=towns, num_workers=2, checkpoint_minutes=60)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 2
     for pid in [*map(int, children), *([process.pid] if main_too else [])]:

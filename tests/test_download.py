@@ -428,3 +428,8 @@ def test_only_the_data_sets_of_the_paper(server: Server, name: str):
         fetch(name, mirror=server.mirror)
     assert not server.asked
     assert not Path("data").exists()
+
+
+def test_a_home_that_is_not_there_ends_in_the_message(tmp_path: Path):
+    with pytest.raises(DownloadError, match=r"~nobody9/archives/facades\.tar\.gz"):
+        fetch("facades", mirror="~nobody9/archives", data_dir=tmp_path)

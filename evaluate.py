@@ -338,25 +338,21 @@ def score_checkpoint(
     place = next(generator.parameters()).device
     reading = Reader(reader, config, place) if reader else None
     lpips = Lpips(place) if Lpips.weights().is_file() else None
-    found = split_of(config)
-    is_whole = is_other and found.held_out  # then none of them was trained on
-    chosen = (*found.train, *found.val) if is_whole else getattr(found, split)
-    pairs = open_pairs(config, chosen, augment=False)
-    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
+    pairs, part = _open_part(config, split, is_other=is_other)
     set_tf32(config.precision)
     with testing(generator, config, place):
         rows, scores = _score_all(generator, config, pairs, reading, lpips)
     summary = {
         "checkpoint": str(checkpoint),
         "dataset": config.dataset,
-        "split": "all" if is_whole else split,
+        "split": part,
         "pictures": len(rows),
         **scores,
     }
-    parts = ["scores", *([checkpoint.stem] if checkpoint.stem not in LAST else [])]
-    parts += [Path(dataset).absolute().name] if is_other else []
-    parts += [summary["split"]]
-    _write(Path("evaluation") / config.name / "_".join(parts), pairs, rows, summary)
+    which = "" if checkpoint.stem in LAST else f"{checkpoint.stem}_"
+    other = f"{Path(dataset).absolute().name}_" if is_other else ""
+    stem = Path("evaluation") / config.name / f"scores_{which}{other}{part}"
+    _write(stem, pairs, rows, summary)
     if lpips is None:
         print(f"LPIPS was left out: save {Lpips.url} as {Lpips.weights()} to have it scored too.")
     return summary
@@ -365,6 +361,18 @@ def score_checkpoint(
 def _places(dataset: str) -> set[Path]:
     """Return where the data set of that name or path may lie."""
     return {Path(folder, dataset).resolve() for folder in ("", "data")}
+
+
+def _open_part(config: Config, split: str, *, is_other: bool) -> tuple[PairedImages, str]:
+    """Open the pairs of a split, or all those of another set that has none; say which."""
+    found = split_of(config)
+    if is_other and found.held_out:  # none of them was trained on
+        chosen, split = (*found.train, *found.val), "all"
+    else:
+        chosen = getattr(found, split)
+    pairs = open_pairs(config, chosen, augment=False)
+    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
+    return pairs, split
 
 
 def _score_all(

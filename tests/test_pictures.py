@@ -306,6 +306,7 @@ def test_the_list_gives_each_advice_once() -> None:
     assert message.count("Save it otherwise") == 1
     assert 'on_bad_picture to "skip"' in message
     assert "skip" not in str(BadPictures(errors, 3))  # nothing would be left
+    assert "skip" not in str(BadPictures(errors, 9, can_skip=False))
 
 
 def test_lists_of_several_data_sets_are_joined() -> None:

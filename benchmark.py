@@ -35,9 +35,11 @@ from torch import Tensor
 from config import Config, resolve
 from dataset import PairedImages, normalise, training_loader
 from sources import open_pairs, split_of
-from towns import draw_pair
+from towns.draw import draw_pair
 from trials import Mode, Product, Step, Translation, take_turns, timed
-from utils import make_folder, pick_device, pick_dtype, run_script
+from devices import pick_device, pick_dtype
+from scripts import run_script
+from disk import make_folder
 
 Row = dict[str, Any]
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cache import PairCache
-from layouts import Pair
-from pairs import Recipe
-from pictures import BadPictures
+from pictures.cache import PairCache
+from pictures.layouts import Pair
+from pictures.pairs import Recipe
+from pictures.decode import BadPictures
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 

@@ -69,4 +69,14 @@ class Discriminator(nn.Module):
         Returns:
             Logits, (N, 1, h, w), one a patch; 30x30 for 256x256 pictures. Positive means real.
         """
-        return self.layers(torch.cat([x, y], dim=1))
+        return self.features(x, y)[-1]
+
+    def features(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the map after each block, the logits last; ``x`` and ``y`` as in ``forward``."""
+        maps = [torch.cat([x, y], dim=1)]  # (N, 6, H, W)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                maps.append(layer(maps[-1]))  # (N, 64, H/2, W/2), ... (N, 1, 30, 30) at H = 256
+            else:
+                maps[-1] = layer(maps[-1])
+        return maps[1:]

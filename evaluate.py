@@ -23,9 +23,11 @@ from tqdm.auto import tqdm
 
 from config import Config
 from dataset import PairedImages, normalise, validation_loader
-from palettes import merged_classes
+from pictures.palettes import merged_classes
 from sources import open_pairs, palette_of, split_of
-from utils import load_generator, make_folder, pick_autocast, run_script, set_tf32, testing
+from scripts import run_script
+from disk import make_folder
+from utils import load_generator, pick_autocast, set_tf32, testing
 
 Palette = dict[str, tuple[int, int, int]]
 Scores = dict[str, float]

@@ -15,7 +15,9 @@ from torch import nn
 from torch.onnx import ONNXProgram
 
 from generator import Generator, norm_layer
-from utils import configure_for_test, load_generator, make_folder, run_script
+from scripts import run_script
+from disk import make_folder
+from utils import configure_for_test, load_generator
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # on [-1, 1]; 8 bits tell 0.008 apart

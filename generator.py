@@ -1,5 +1,7 @@
 """The U-Net generator of Pix2Pix (Isola et al., 2017, section 3.2.1 and appendix 6.1.1)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +83,15 @@ class Generator(nn.Module):
         ngf: Channels of the outermost encoder layer.
         norm: "instance", "batch" or "none".
         dropout: Dropout of 0.5 in the first three decoder blocks, the paper's only noise z.
+        dropout_at_test: Keep dropout on after ``eval()``, as the paper does.
+        batch_norm_at_test: What batch norm takes after ``eval()``: "batch", the statistics of
+            the batch at hand (the paper), or "running", those gathered in training.
     """
+
+    config: Any = None
+    """The settings it was trained with, where it comes from a checkpoint."""
+    picture_size: tuple[int, int] | None = None
+    """Median height and width, in pixels, of the pictures it was trained on, where known."""
 
     def __init__(
         self,
@@ -92,8 +102,11 @@ class Generator(nn.Module):
         ngf: int = 64,
         norm: str = "instance",
         dropout: bool = True,
+        dropout_at_test: bool = False,
+        batch_norm_at_test: str = "batch",
     ) -> None:
         super().__init__()
+        self.dropout_at_test, self.batch_norm_at_test = dropout_at_test, batch_norm_at_test
         depth = crop_size.bit_length() - 1
         widths = [ngf * min(2**level, 8) for level in range(depth)]
 
@@ -128,6 +141,19 @@ class Generator(nn.Module):
         self.decoder.append(Up(widths[0] * 2, output_nc, norm="none", dropout=False))
         initialise(self)
 
+    def train(self, mode: bool = True) -> "Generator":
+        """Switch to training, or (``eval()``) to the behaviour at test that its settings say."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(mode or self.dropout_at_test)
+            elif isinstance(module, nn.BatchNorm2d) and self.batch_norm_at_test == "batch":
+                # Training mode computes the batch's own statistics; not tracking them keeps the
+                # running ones as training left them.
+                module.train()
+                module.track_running_stats = mode
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Translate pictures.
 
@@ -136,13 +162,16 @@ class Generator(nn.Module):
                 2^depth (any such size, square or not).
 
         Returns:
-            (N, output_nc, H, W) in [-1, 1].
+            (N, output_nc, H, W) in [-1, 1], float32 in every precision.
         """
         skips: list[Tensor] = []
         for down in self.encoder:
             x = down(x)  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ... (N, 512, 1, 1) at H = 256
             skips.append(x)
         x = self.decoder[0](skips.pop())  # (N, 512, 2, 2)
-        for up in list(self.decoder)[1:]:
-            x = up(torch.cat([skips.pop(), x], dim=1))  # (N, 512, 4, 4), ... (N, 3, H, W)
-        return torch.tanh(x)
+        for up in list(self.decoder)[1:-1]:
+            x = up(torch.cat([skips.pop(), x], dim=1))  # (N, 512, 4, 4), ... (N, 64, H/2, W/2)
+        # Half precision has too few digits for the values that become pixels.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.decoder[-1](torch.cat([skips.pop(), x], dim=1).float())  # (N, 3, H, W)
+            return torch.tanh(x)

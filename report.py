@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset import denormalise
-from pictures import image_of
+from pictures.decode import image_of
 
 COLUMNS = (
     *("epoch", "step", "seconds", "pictures_per_second", "lr"),

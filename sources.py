@@ -6,11 +6,11 @@ from pathlib import Path, PurePath
 
 from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
-from download import ARCHIVES, fetch
-from layouts import Pair, Split, check_folder, find_pairs
-from palettes import target_palette
-from pictures import BadPictures
-from towns import N_TRAIN, N_VAL, draw_towns
+from pictures.download import ARCHIVES, fetch
+from pictures.layouts import Pair, Split, check_folder, find_pairs
+from pictures.palettes import target_palette
+from pictures.decode import BadPictures
+from towns.draw import N_TRAIN, N_VAL, draw_towns
 
 
 def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:

@@ -31,27 +31,10 @@ from evaluate import evaluate
 from generator import Generator
 from report import COLUMNS, Report, Sample
 from sources import open_split, palette_of, split_of
-from utils import (
-    CheckpointWriteError,
-    Interrupted,
-    StopRequest,
-    build_generator,
-    compile_networks,
-    get_rng_state,
-    keep_freed_memory,
-    load_checkpoint,
-    make_folder,
-    move_aside,
-    pick_autocast,
-    pick_device,
-    pick_dtype,
-    run_script,
-    save_checkpoint,
-    save_file,
-    set_rng_state,
-    set_tf32,
-    testing,
-)
+from devices import compile_networks, keep_freed_memory, pick_device, pick_dtype
+from scripts import Interrupted, StopRequest, run_script
+from disk import make_folder, move_aside
+from utils import CheckpointWriteError, build_generator, get_rng_state, load_checkpoint, pick_autocast, save_checkpoint, save_file, set_rng_state, set_tf32, testing
 
 # What may differ between a checkpoint and the command that goes on from it.
 CHANGEABLE = {

@@ -21,21 +21,14 @@ from tqdm.auto import tqdm
 
 from config import Config
 from dataset import denormalise, normalise
-from files import FORMATS, Job, ahead, find_jobs, read, save
+from pictures.jobs import FORMATS, Job, ahead, find_jobs, read, save
 from generator import Generator
-from pairs import resize, to_channels
-from pictures import Decoded, PictureError, decode, image_of
-from utils import (
-    get_rng_state,
-    is_out_of_memory,
-    keep_freed_memory,
-    load_generator,
-    make_folder,
-    pick_autocast,
-    run_script,
-    set_rng_state,
-    set_tf32,
-)
+from pictures.pairs import resize, to_channels
+from pictures.decode import Decoded, PictureError, decode, image_of
+from devices import keep_freed_memory
+from scripts import is_out_of_memory, run_script
+from disk import make_folder
+from utils import get_rng_state, load_generator, pick_autocast, set_rng_state, set_tf32
 
 Scale = Literal["trained", "own", "crop"]
 TILE = 1024  # pixels; a multiple of every crop_size

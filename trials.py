@@ -18,16 +18,9 @@ from tqdm.auto import tqdm
 from config import Config
 from dataset import normalise
 from train import TrainingState, discriminator_loss, generator_loss, l1_loss, new_state, train_step
-from utils import (
-    build_generator,
-    configure_for_test,
-    is_out_of_memory,
-    keep_freed_memory,
-    pick_autocast,
-    pick_device,
-    pick_dtype,
-    set_tf32,
-)
+from devices import keep_freed_memory, pick_device, pick_dtype
+from scripts import is_out_of_memory
+from utils import build_generator, configure_for_test, pick_autocast, set_tf32
 
 Mode = Literal["plain", "amp", "default"]
 ROUNDS = 5  # turns that each trial gets

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from towns import draw_towns
+from towns.draw import draw_towns
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network small enough for a test: the smallest crop, a few channels.

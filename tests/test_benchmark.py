@@ -17,7 +17,8 @@ from discriminator import Discriminator
 from generator import Generator
 from train import TrainingState, train_step
 from trials import ROUNDS, Step, take_turns
-from utils import pick_autocast, run_script
+from scripts import run_script
+from utils import pick_autocast
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,8 @@ from torch._dynamo.utils import counters
 
 from config import Config, resolve
 from train import new_state, train_step
-from utils import compile_networks, pick_autocast
+from devices import compile_networks
+from utils import pick_autocast
 
 CPU = torch.device("cpu")
 

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import cache
+from pictures import cache
 import dataset
-import pictures
+from pictures import decode
 from dataset import (
     BadPictures,
     EpochOrder,
@@ -33,7 +33,7 @@ from dataset import (
     training_loader,
     validation_loader,
 )
-from layouts import Pair
+from pictures.layouts import Pair
 
 ROOT = Path(__file__).parent.parent
 
@@ -469,7 +469,7 @@ def forbid_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a picture was opened")
 
-    monkeypatch.setattr(pictures.Image, "open", refuse)
+    monkeypatch.setattr(decode.Image, "open", refuse)
 
 
 def test_pictures_are_decoded_once(
@@ -650,7 +650,7 @@ def test_workers_are_sent_the_path_and_not_the_pictures(tmp_path: Path, open_pai
 # The libraries' traps
 
 
-@pytest.mark.parametrize("module", ["dataset", "pairs"])
+@pytest.mark.parametrize("module", ["dataset", "pictures.pairs"])
 def test_importing_asks_no_server(module: str) -> None:
     program = (
         "import urllib.request, socket\n"

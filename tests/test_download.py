@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-import download
-from download import KAGGLE, DownloadError, fetch
+from pictures import download
+from pictures.download import KAGGLE, DownloadError, fetch
 
 PAIRS = ("maps/train/1.jpg", "maps/train/2.jpg", "maps/val/1.jpg")
 ADVICE = (KAGGLE, "data/maps", "--dataset", "--mirror", "maps.tar.gz")

@@ -27,7 +27,7 @@ from evaluate import (
     score_checkpoint,
     score_picture,
 )
-from palettes import MAPS, TOWNS
+from pictures.palettes import MAPS, TOWNS
 from train import train
 
 COLOURS = np.array(list(TOWNS.values()))

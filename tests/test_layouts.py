@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import layouts
-from layouts import Pair, find_pairs
+from pictures import layouts
+from pictures.layouts import Pair, find_pairs
 
 
 def place(folder: Path, *names: str) -> None:

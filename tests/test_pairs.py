@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from layouts import Pair
-from pairs import Recipe, check_pair, read_pair, shape_of
-from pictures import Header, PictureError
+from pictures.layouts import Pair
+from pictures.pairs import Recipe, check_pair, read_pair, shape_of
+from pictures.decode import Header, PictureError
 
 U8, U16 = np.dtype(np.uint8), np.dtype(np.uint16)
 

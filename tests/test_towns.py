@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import palettes
-import towns
+from pictures import palettes
+from towns import draw
 
 COLOURS = np.array(list(palettes.TOWNS.values()))
 
@@ -11,7 +11,7 @@ COLOURS = np.array(list(palettes.TOWNS.values()))
 @pytest.fixture(scope="module")
 def maps():
     """Class numbers of 20 street maps, (20, 256, 256)."""
-    street_maps = np.stack([towns.draw_pair(0, "train", index)[1] for index in range(20)])
+    street_maps = np.stack([draw.draw_pair(0, "train", index)[1] for index in range(20)])
     matches = (street_maps[..., None, :] == COLOURS).all(axis=-1)
     assert matches.any(axis=-1).all(), "a map holds a colour that the palette lacks"
     return matches.argmax(axis=-1)
@@ -22,22 +22,22 @@ def same(first, second):
 
 
 def test_pair_shapes_and_types():
-    for picture in towns.draw_pair(0, "train", 0, size=64):
+    for picture in draw.draw_pair(0, "train", 0, size=64):
         assert picture.shape == (64, 64, 3)
         assert picture.dtype == np.uint8
 
 
 def test_same_arguments_draw_the_same_pair():
     np.random.seed(1)
-    first = towns.draw_pair(3, "val", 7, size=64)
-    towns.draw_pair(3, "val", 8, size=64)
+    first = draw.draw_pair(3, "val", 7, size=64)
+    draw.draw_pair(3, "val", 8, size=64)
     np.random.seed(2)
-    assert same(first, towns.draw_pair(3, "val", 7, size=64))
+    assert same(first, draw.draw_pair(3, "val", 7, size=64))
 
 
 @pytest.mark.parametrize("other", [(4, "val", 7), (3, "train", 7), (3, "val", 8)])
 def test_seed_split_and_index_each_change_the_pair(other):
-    pair, changed = towns.draw_pair(3, "val", 7, size=64), towns.draw_pair(*other, size=64)
+    pair, changed = draw.draw_pair(3, "val", 7, size=64), draw.draw_pair(*other, size=64)
     assert not np.array_equal(pair[0], changed[0])
     assert not np.array_equal(pair[1], changed[1])
 
@@ -60,7 +60,7 @@ def test_no_class_is_a_sliver_or_fills_a_picture(maps):
 
 def test_photo_colour_alone_does_not_give_the_class_away():
     """The nearest mean colour beats the most common class, yet is far from solving the task."""
-    pairs = [towns.draw_pair(0, "train", index, size=64) for index in range(12)]
+    pairs = [draw.draw_pair(0, "train", index, size=64) for index in range(12)]
     photos = np.stack([photo for photo, _ in pairs]).astype(float)
     classes = np.stack([(one[..., None, :] == COLOURS).all(-1).argmax(-1) for _, one in pairs])
     means = np.stack([photos[classes == number].mean(axis=0) for number in range(len(COLOURS))])
@@ -70,7 +70,7 @@ def test_photo_colour_alone_does_not_give_the_class_away():
 
 
 def test_photo_has_texture_within_a_class():
-    photo, street_map = towns.draw_pair(0, "train", 0)
+    photo, street_map = draw.draw_pair(0, "train", 0)
     for name in ("building", "block", "street"):
         inside = (street_map == palettes.TOWNS[name]).all(axis=-1)
         assert photo[inside].std() > 8, name
@@ -78,14 +78,14 @@ def test_photo_has_texture_within_a_class():
 
 def test_files_are_side_by_side_pngs(tmp_path):
     folder = tmp_path / "data" / "towns"
-    towns.draw_towns(folder, n_train=2, n_val=1, size=64, seed=5)
+    draw.draw_towns(folder, n_train=2, n_val=1, size=64, seed=5)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     assert files == ["train/0001.png", "train/0002.png", "val/0001.png"]
     for split, index in (("train", 0), ("train", 1), ("val", 0)):
         with Image.open(folder / split / f"{index + 1:04d}.png") as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (128, 64))
             pixels = np.asarray(image)
-        assert same(towns.draw_pair(5, split, index, size=64), (pixels[:, :64], pixels[:, 64:]))
+        assert same(draw.draw_pair(5, split, index, size=64), (pixels[:, :64], pixels[:, 64:]))
     assert [path.name for path in folder.parent.iterdir()] == ["towns"]
 
 
@@ -100,7 +100,7 @@ def test_interrupted_draw_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(towns, "draw_pair", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        towns.draw_towns(tmp_path / "towns", n_train=4, n_val=1, size=8)
+        draw.draw_towns(tmp_path / "towns", n_train=4, n_val=1, size=8)
     assert len(drawn) == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -109,12 +109,12 @@ def test_existing_folder_is_refused_and_kept(tmp_path):
     (tmp_path / "towns").mkdir()
     (tmp_path / "towns" / "mine.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="already exists"):
-        towns.draw_towns(tmp_path / "towns", n_train=1, n_val=1, size=32)
+        draw.draw_towns(tmp_path / "towns", n_train=1, n_val=1, size=32)
     assert [path.name for path in tmp_path.rglob("*")] == ["towns", "mine.txt"]
 
 
 def test_loser_of_a_race_keeps_the_winners_set(tmp_path, monkeypatch):
-    folder, draw_pair = tmp_path / "towns", towns.draw_pair
+    folder, draw_pair = tmp_path / "towns", draw.draw_pair
 
     def draw_while_another_finishes(*arguments):
         folder.mkdir(exist_ok=True)
@@ -122,7 +122,7 @@ def test_loser_of_a_race_keeps_the_winners_set(tmp_path, monkeypatch):
         return draw_pair(*arguments)
 
     monkeypatch.setattr(towns, "draw_pair", draw_while_another_finishes)
-    towns.draw_towns(folder, n_train=1, n_val=1, size=32)
+    draw.draw_towns(folder, n_train=1, n_val=1, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["towns"]
     assert [path.name for path in folder.iterdir()] == ["winner.txt"]
 

@@ -31,7 +31,7 @@ from train import (
     train,
     train_step,
 )
-from utils import Interrupted
+from scripts import Interrupted
 
 CLOCK = {"seconds", "pictures_per_second"}
 

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from config import Config, resolve
-from files import Job, find_jobs
+from pictures.jobs import Job, find_jobs
 from generator import Generator
 from translate import main, translate, translate_files
 from utils import build_generator, load_generator, save_file

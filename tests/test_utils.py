@@ -9,14 +9,9 @@ from PIL import Image
 
 from config import Config
 from train import train
-from utils import (
-    CheckpointError,
-    Interrupted,
-    load_file,
-    load_generator,
-    pick_device,
-    run_script,
-)
+from devices import pick_device
+from scripts import Interrupted, run_script
+from utils import CheckpointError, load_file, load_generator
 
 
 @pytest.fixture

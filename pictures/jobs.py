@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from layouts import SUFFIXES, check_folder, normal_name, pictures_below
-from pictures import Decoded, PictureError, decode, image_of, opened, pixels_of
+from pictures.layouts import SUFFIXES, check_folder, normal_name, pictures_below
+from pictures.decode import Decoded, PictureError, decode, image_of, opened, pixels_of
 
 A, B = TypeVar("A"), TypeVar("B")
 FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}

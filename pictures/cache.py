@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm.auto import tqdm
 
-from layouts import Pair
-from pairs import Recipe, check_pair, read_pair, shape_of
-from pictures import BadPictures, Header, PictureError, listed
+from pictures.layouts import Pair
+from pictures.pairs import Recipe, check_pair, read_pair, shape_of
+from pictures.decode import BadPictures, Header, PictureError, listed
 
 FORMAT = 3  # to be raised when the bytes of a file change for the same pairs and recipe
 MAGIC = b"\nPAIRS\r\n"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-import pictures
-from pictures import BadPictures, Header, PictureError, read_header, read_picture
+from pictures import decode
+from pictures.decode import BadPictures, Header, PictureError, read_header, read_picture
 
 RAMP = np.arange(32 * 48, dtype=np.uint32).reshape(32, 48)
 GREY = (RAMP * 255 // RAMP.max()).astype(np.uint8)
@@ -89,7 +89,7 @@ def test_16_bit_png_of_older_pillow_keeps_its_depth(
         image.format = opened.format
         return image
 
-    monkeypatch.setattr(pictures.Image, "open", as_before_pillow_11)
+    monkeypatch.setattr(decode.Image, "open", as_before_pillow_11)
     assert np.array_equal(read_picture(path), DEEP[..., None])
 
 
@@ -230,7 +230,7 @@ def test_grey_tiff_that_would_be_read_too_dark_or_inverted_is_refused(tmp_path: 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "1.png", Image.new("L", (2000, 2000)))
-    monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", 1_500_000)
+    monkeypatch.setattr(decode.Image, "MAX_IMAGE_PIXELS", 1_500_000)
     assert reason(path) == "more than 3 million pixels; shrink it"
 
 
@@ -292,7 +292,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     path = saved(tmp_path / "1.png", GREY)
-    monkeypatch.setattr(pictures.Image, "open", refuse)
+    monkeypatch.setattr(decode.Image, "open", refuse)
     assert reason(path) == "permission denied"
 
 

@@ -11,8 +11,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from layouts import Pair
-from pictures import Header, PictureError, read_header, read_picture
+from pictures.layouts import Pair
+from pictures.decode import Header, PictureError, read_header, read_picture
 
 MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
 MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from palettes import TOWNS
-from townplan import Pen, Town, draw_classes, outlines, plan_town
+from pictures.palettes import TOWNS
+from towns.plan import Pen, Town, draw_classes, outlines, plan_town
 
 N_TRAIN, N_VAL = 400, 40  # pairs of the set that train.py draws
 

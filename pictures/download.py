@@ -18,10 +18,9 @@ from urllib.request import urlopen
 
 from tqdm.auto import tqdm
 
-from config import OFFICIAL, PRESETS
-from layouts import SUFFIXES
+from pictures.layouts import SUFFIXES
 
-ARCHIVES = tuple(name for name in PRESETS if name != "towns")
+ARCHIVES = ("facades", "maps", "cityscapes", "edges2shoes", "edges2handbags", "night2day")
 KAGGLE = "https://www.kaggle.com/datasets/vikramtiwari/pix2pix-dataset"
 TIMEOUT_S = 30  # without a byte from the server
 CHUNK = 1 << 18  # bytes
@@ -32,7 +31,7 @@ class DownloadError(OSError):
     """A data set could not be fetched; the message says why, and how to do it by hand."""
 
 
-def fetch(name: str, *, mirror: str = OFFICIAL, data_dir: Path = Path("data")) -> Path:
+def fetch(name: str, *, mirror: str, data_dir: Path = Path("data")) -> Path:
     """Fetch ``mirror/NAME.tar.gz``, unpack it as ``data_dir/NAME`` unless that exists, return that.
 
     All is made in a hidden folder beside that and renamed when whole, so a failure leaves nothing

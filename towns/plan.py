@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from palettes import TOWNS
+from pictures.palettes import TOWNS
 
 SPAN = 176  # lengths are in plan units, and so many of them span the picture at any size
 REACH = 200  # half the side of the plan, whose turned and bent edge must stay out of sight

@@ -1,0 +1,141 @@
+"""Files and folders that appear whole or not at all, and what to say when the disk fails."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+STALE_S = 24 * 3600  # what nothing was written to for so long was left by a killed process
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a draft beside ``path``, which it replaces once the block has ended well.
+
+    Whatever happens, ``path`` holds what it held before or all of the new content: what the block
+    wrote is on the disk before the name changes. Processes that write the same file at once each
+    have a draft of their own.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to; what the block raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    try:
+        yield draft
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, which gets that name once the block has ended well.
+
+    If another process finishes the same folder first, that one is kept and this one removed.
+
+    Raises:
+        OSError: It cannot be written; what the block raises. Nothing half-made is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_drafts(path.parent)
+    draft = _draft_of(path)
+    draft.mkdir()
+    try:
+        yield draft
+        try:
+            draft.rename(path)
+        except OSError:  # another process was first, or the disk failed
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _draft_of(path: Path) -> Path:
+    # Long names may fill what a file system allows, so the draft's is made of a checksum.
+    checksum = zlib.crc32(os.fsencode(path.name))
+    return path.with_name(f".{checksum:08x}-{os.getpid()}-{time.monotonic_ns():x}.part")
+
+
+def remove_drafts(folder: Path, stale_s: float = STALE_S) -> None:
+    """Remove what killed processes left half-made in ``folder``.
+
+    Args:
+        folder: Where ``whole_file`` and ``whole_folder`` wrote.
+        stale_s: Seconds since it was last written to; newer drafts may be somebody's at work.
+    """
+    for draft in folder.glob(".*-*.part"):
+        with contextlib.suppress(OSError):  # another run may remove it first
+            inside = draft.iterdir() if draft.is_dir() else ()
+            if time.time() - max(p.stat().st_mtime for p in (draft, *inside)) >= stale_s:
+                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
+def make_folder(folder: Path) -> Path:
+    """Make ``folder`` where it is missing, and see that files can be written there.
+
+    Raises:
+        OSError: They cannot, which is better known before the work than after it.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError(
+            f"{folder} is a link to {os.readlink(folder)}, which does not exist; mend the link or "
+            "remove it."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written to ({reason_of(error)}); start in a folder of your own, "
+            "or mend its permissions."
+        ) from error
+
+
+def check_space(folder: Path, n_bytes: float) -> None:
+    """Refuse to begin what the disk of ``folder`` cannot hold.
+
+    Raises:
+        OSError: Fewer than ``n_bytes`` are free.
+    """
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if n_bytes > free:
+        raise OSError(
+            errno.ENOSPC, f"{n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free", folder
+        )
+
+
+def move_aside(*folders: Path) -> None:
+    """Rename the ``folders`` that exist to NAME.old1, or the next number that is free for all."""
+    number = 1
+    while any(os.path.lexists(f"{folder}.old{number}") for folder in folders):
+        number += 1
+    for folder in folders:
+        if folder.exists():
+            aside = folder.rename(folder.with_name(f"{folder.name}.old{number}"))
+            print(f"{folder} is now {aside}.")
+
+
+def is_full(error: BaseException) -> bool:
+    """Say whether ``error`` means that the disk, or a quota on it, is full."""
+    # torch's writer tells of a failed write by where it stands in the file, and of nothing else.
+    numbers = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+    return getattr(error, "errno", None) in numbers or "unexpected pos" in str(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in a few words what stopped a file from being written or read."""
+    if is_full(error):
+        return "no space left on the disk"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""The world of picture files: find pairs, decode, stack, cache, fetch, and files to files."""

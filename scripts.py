@@ -1,0 +1,106 @@
+"""How scripts stop: on signals, at mistakes, and when memory runs out."""
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# What asks a program to end in good order: a person, `kill` and most batch systems, a closed
+# terminal, Slurm's warning before the time is up, and a limit on processor time.
+POLITE = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop.
+
+    Attributes:
+        exit_code: 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class StopRequest:
+    """Turns the POLITE signals into a request; a second Ctrl-C stops at once.
+
+    A context: outside it, and in threads that cannot take signals, they act as ever. A signal
+    that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for name in POLITE:
+                signum = getattr(signal, name, None)  # Windows has the first two alone
+                if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before.clear()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        # Only a person presses twice; `timeout` sends SIGTERM twice within microseconds.
+        if self.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nStopping after this step (Ctrl-C again: at once).\n")
+
+    def check(self) -> None:
+        """Raise Interrupted if a stop was requested."""
+        if self.signum is not None:
+            raise Interrupted("stopped", self.signum)
+
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield ``items``, checking before each."""
+        for item in items:
+            self.check()
+            yield item
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out; only some devices have a class of their own for that."""
+    # The last is what torch says of a worker; systems that are short of memory kill one.
+    signs = ("out of memory", "allocate memory", "not enough memory", "by signal: Killed")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def print_anything() -> None:
+    """Let every name be printed anywhere: what an encoding lacks is shown by its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's ``main``: a user's mistake ends in its message and exit code 2."""
+    print_anything()
+    try:
+        main()
+    except KeyboardInterrupt as stop:
+        message = str(stop) or "Stopped at once; what was written before is as it was."
+        print(message, file=sys.stderr)
+        sys.exit(getattr(stop, "exit_code", 130))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "Lower batch_size, then crop_size, then ngf, or num_workers."
+        print(f"{error or 'Out of memory.'}\n{advice}", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -85,7 +85,7 @@ class Report:
         self.bar.set_description(f"epoch {state.epoch + 1}/{self.n_epochs}", refresh=False)
         self.bar.update(self.config.batch_size)
         if state.step % self.config.log_interval == 0:
-            self.bar.set_postfix(finite(losses, self.config, state.epoch))
+            self.bar.set_postfix(finite(losses, self.config, state.epoch), refresh=False)
 
     # --- After an epoch ---
     def add_epoch(self, state: Any, stop: StopRequest) -> None:

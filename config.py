@@ -1,13 +1,15 @@
 """Every setting of a training run: edit a default below, or type its flag at ``train.py``."""
 
 import math
+import numbers
 import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from enum import Enum
 from pathlib import PurePath
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import tyro
 
@@ -38,7 +40,48 @@ PRESETS: dict[str, dict[str, Any]] = {
 OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 
 MAX_CROP = 1024  # pixels
-PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "cache_dir")
+PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "cache_dir", "init_from")
+
+
+class Rule(NamedTuple):
+    """What the values of a setting may be; it stands beside the setting."""
+
+    allows: Callable[[Any], bool]
+    expected: str
+
+
+def whole(least: int) -> Rule:
+    """Return the rule of a whole number that has a smallest value."""
+    return Rule(lambda value: value >= least, f"a whole number from {least} up")
+
+
+def number(least: float) -> Rule:
+    """Return the rule of a finite number that has a smallest value."""
+    return Rule(lambda value: least <= value < math.inf, f"a number from {least:g} up")
+
+
+def plain_name(name: str) -> str:
+    """Return ``name`` with an underscore for each character that no folder's name can hold."""
+    return re.sub(r'[/\\:*?"<>|]', "_", name)
+
+
+DATASET = Rule(bool, "a folder, or one of " + ", ".join(PRESETS))
+MIRROR = Rule(bool, "an http(s) address, or a folder that holds NAME.tar.gz")
+CHANNELS = Rule(lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
+SHARE = Rule(lambda value: 0 < value < 1, "a number between 0 and 1")
+FOLDER_NAME = Rule(
+    lambda value: value not in (".", "..") and value == plain_name(value),
+    "a plain folder name, without slashes and the like",
+)
+CROP = Rule(
+    lambda value: 32 <= value <= MAX_CROP and value.bit_count() == 1,
+    "a power of two from 32 to 1024 (32, 64, 128, 256, 512, 1024)",
+)
+DEVICE = Rule(
+    lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps"),
+    "auto, cpu, mps, cuda, or one card as cuda:1",
+)
+SEED = Rule(lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2**63 - 1")
 
 
 @dataclass(frozen=True)
@@ -52,11 +95,11 @@ class Config:
     """
 
     # --- The data ---
-    dataset: str = "towns"
+    dataset: Annotated[str, DATASET] = "towns"
     """Folder of side-by-side pairs, or a name in PRESETS: towns is drawn, the others fetched."""
-    mirror: str = OFFICIAL
+    mirror: Annotated[str, MIRROR] = OFFICIAL
     """Where a data set in PRESETS is fetched: base address, or local folder of NAME.tar.gz."""
-    name: str = ""
+    name: Annotated[str, FOLDER_NAME] = ""
     """Name of the run, for its folders of results; empty: the data set's folder name."""
     train_dir: str = ""
     """Folder of training pairs, where it is not called train."""
@@ -66,13 +109,13 @@ class Config:
     """Folder of input pictures, whose targets have the same names in target_dir."""
     target_dir: str = ""
     """Folder of target pictures; the pairs of the two folders are split by val_fraction."""
-    val_fraction: float = 0.1
+    val_fraction: Annotated[float, SHARE] = 0.1
     """Share of the pairs kept for validation, where the folder has no split of its own."""
     direction: Literal["AtoB", "BtoA"] | None = None
     """AtoB turns the left halves into the right ones, BtoA the right into the left."""
-    load_size: int | None = None
+    load_size: Annotated[int | None, whole(32)] = None
     """Side in pixels to which the halves are resized before the random crop (jitter)."""
-    crop_size: int | None = None
+    crop_size: Annotated[int | None, CROP] = None
     """Side in pixels of the training pictures: a power of two from 32 to 1024."""
     flip: bool | None = None
     """Mirror half of the pairs, left to right, at random."""
@@ -84,21 +127,23 @@ class Config:
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
     on_bad_picture: Literal["stop", "skip"] = "stop"
     """stop lists every picture that cannot be used; skip lists them and goes on without."""
-    input_nc: int = 3
+    input_nc: Annotated[int, CHANNELS] = 3
     """Channels of the input pictures: 1 (grey) or 3 (colour)."""
-    output_nc: int = 3
+    output_nc: Annotated[int, CHANNELS] = 3
     """Channels of the output pictures: 1 (grey) or 3 (colour)."""
-    cache_dir: str = "data/.cache"
+    cache_dir: Annotated[str, Rule(bool, "a folder")] = "data/.cache"
     """Folder for the pictures as decoded and resized once, which later runs share."""
-    cache_limit_gb: float = 16.0
+    cache_limit_gb: Annotated[float, number(0)] = 16.0
     """Largest cache of one data set, in GB; above it pictures are decoded each time."""
 
     # --- The networks ---
-    ngf: int = 64
+    ngf: Annotated[int, whole(1)] = 64
     """Channels of the generator's outermost layer."""
-    ndf: int = 64
+    ndf: Annotated[int, whole(1)] = 64
     """Channels of the discriminator's first layer."""
-    n_layers_d: int = 3
+    n_layers_d: Annotated[
+        int, Rule(lambda value: 0 <= value <= 8, "a whole number from 0 to 8")
+    ] = 3
     """Layers of stride 2 in the discriminator: 0 judges pixels, 1 16x16, 3 70x70, 5 286x286."""
     norm: Literal["instance", "batch", "none"] = "instance"
     """Normalisation; instance equals the paper's batch norm at batch size 1."""
@@ -110,131 +155,90 @@ class Config:
     """Statistics of batch norm when translating: the batch's own (the paper), or the running."""
 
     # --- The training ---
-    n_epochs: int | None = None
+    n_epochs: Annotated[int | None, whole(0)] = None
     """Epochs at the full learning rate."""
-    n_epochs_decay: int | None = None
+    n_epochs_decay: Annotated[int | None, whole(0)] = None
     """Epochs after those, in which the learning rate falls linearly towards zero."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, whole(1)] = None
     """Pairs a step; the paper takes 1 to 10, by data set (section 3.3)."""
-    lr: float = 2e-4
+    lr: Annotated[float, Rule(lambda value: 0 < value < math.inf, "a number above 0")] = 2e-4
     """Learning rate of Adam, for both networks."""
-    beta1: float = 0.5
+    beta1: Annotated[
+        float, Rule(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
+    ] = 0.5
     """Decay rate of Adam's running mean of the gradient."""
     gan_mode: Literal["vanilla", "lsgan", "none"] = "vanilla"
     """Adversarial loss: cross-entropy, least squares, or none (L1 alone, no discriminator)."""
-    lambda_l1: float = 100.0
+    lambda_l1: Annotated[float, number(0)] = 100.0
     """Weight of the L1 loss beside the adversarial loss."""
-    seed: int = 0
+    init_from: str = ""
+    """File to start a new run from (fine-tuning): generator.pt, latest.pt, latest_net_G.pth."""
+    seed: Annotated[int, SEED] = 0
     """Seed of weights, order, augmentation and dropout."""
 
     # --- The machine ---
-    device: str = "auto"
+    device: Annotated[str, DEVICE] = "auto"
     """auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32 (with TF32 off)."""
     compile: bool = False
     """Compile both networks with torch.compile, which takes minutes at the start."""
-    num_workers: int = 2
+    num_workers: Annotated[int, whole(0)] = 2
     """Processes that prepare pairs beside the training; 0 prepares them in between."""
 
     # --- What a run writes ---
-    log_interval: int = 20
+    log_interval: Annotated[int, whole(1)] = 20
     """Steps between two readings of the losses, for the bar, the table and the check on NaN."""
-    picture_interval: int = 1
+    picture_interval: Annotated[int, whole(1)] = 1
     """Epochs between two grids of sample pictures (the first and the last are always drawn)."""
-    val_interval: int = 1
+    val_interval: Annotated[int, whole(1)] = 1
     """Epochs between two validations (the first and the last epoch are always validated)."""
-    n_samples: int = 6
+    n_samples: Annotated[int, whole(1)] = 6
     """Validation pairs in the grid of samples."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Annotated[float, number(0)] = 10.0
     """Minutes between two checkpoints; 0 writes one after every step."""
-    keep_generators: int = 0
+    keep_generators: Annotated[int, whole(0)] = 0
     """Keep the generator of every so many epochs as generator_050.pt; 0 keeps the last alone."""
 
     def __post_init__(self) -> None:
         """Check each value, then those that only work together."""
-        for name in (*PATHS, "mirror"):  # a pathlib.Path is as good as a string
-            if isinstance(value := getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(value))
-        for name, hint in get_type_hints(type(self)).items():
-            _check_value(name, getattr(self, name), hint)
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
         _check_pairs(self)
 
 
-def plain_name(name: str) -> str:
-    """Return ``name`` with an underscore for each character that no folder's name can hold."""
-    return re.sub(r'[/\\:*?"<>|]', "_", name)
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return a value as Python's own type; refuse one of another type or outside its range."""
+    rules = getattr(hint, "__metadata__", ())
+    hint = get_args(hint)[0] if rules else hint
+    kind, *others = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    if value is None and others:
+        return None
+    choices = get_args(kind)  # of a Literal
+    kind = str if choices else kind
+    value = _plain(value, kind)
+    right_kind = value in choices if choices else type(value) is kind
+    if right_kind and all(rule.allows(value) for rule in rules):
+        return value
+    expected = [rule.expected for rule in rules] or choices or [f"of type {kind.__name__}"]
+    raise ValueError(f"{name} is {value!r}; it must be {' or '.join(expected)}.")
 
 
-def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value >= least, f"a whole number from {least} up"
-
-
-def _number(least: float, *, above: bool = False) -> tuple[Callable[[Any], bool], str]:
-    if above:
-        return lambda value: least < value < math.inf, f"a number above {least:g}"
-    return lambda value: least <= value < math.inf, f"a number from {least:g} up"
-
-
-_CHANNELS = (lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dataset": (bool, "a folder, or one of " + ", ".join(PRESETS)),
-    "mirror": (bool, "an http(s) address, or a folder that holds NAME.tar.gz"),
-    "name": (
-        lambda value: value not in (".", "..") and value == plain_name(value),
-        "a plain folder name, without slashes and the like",
-    ),
-    "val_fraction": (lambda value: 0 < value < 1, "a number between 0 and 1"),
-    "load_size": _whole(32),
-    "crop_size": (
-        lambda value: 32 <= value <= MAX_CROP and value.bit_count() == 1,
-        "a power of two from 32 to 1024 (32, 64, 128, 256, 512, 1024)",
-    ),
-    "batch_size": _whole(1),
-    "input_nc": _CHANNELS,
-    "output_nc": _CHANNELS,
-    "cache_dir": (bool, "a folder"),
-    "cache_limit_gb": _number(0),
-    "ngf": _whole(1),
-    "ndf": _whole(1),
-    "n_layers_d": (lambda value: 0 <= value <= 8, "a whole number from 0 to 8"),
-    "n_epochs": _whole(0),
-    "n_epochs_decay": _whole(0),
-    "lr": _number(0, above=True),
-    "beta1": (lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1"),
-    "lambda_l1": _number(0),
-    "seed": (lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2**63 - 1"),
-    "device": (
-        lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps"),
-        "auto, cpu, mps, cuda, or one card as cuda:1",
-    ),
-    "num_workers": _whole(0),
-    "log_interval": _whole(1),
-    "picture_interval": _whole(1),
-    "val_interval": _whole(1),
-    "n_samples": _whole(1),
-    "checkpoint_minutes": _number(0),
-    "keep_generators": _whole(0),
-}
-
-
-def _check_value(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of the wrong type or outside its range."""
-    members = get_args(hint)
-    if NoneType in members and value is None:
-        return
-    choices = [c for m in members for c in get_args(m) or [m] if isinstance(c, str)]
-    if choices:
-        valid, allowed = value in choices, " or ".join(choices)
-    else:
-        kind = members[0] if members else hint
-        # True is an int to Python, but batch_size=True is a mistake; 100 is a fine float.
-        accepted = (int, float) if kind is float else kind
-        valid = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-        in_range, allowed = _RANGES.get(name, (lambda value: True, f"of type {kind.__name__}"))
-        valid = valid and in_range(value)
-    if not valid:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}.")
+def _plain(value: Any, kind: type) -> Any:
+    """Return a sweep's NumPy number, an enum or a path as what a checkpoint can hold."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if hasattr(value, "item"):  # a scalar of NumPy or torch
+        value = value.item()
+    if isinstance(value, bool):  # an int to Python, but batch_size=True is a mistake
+        return value
+    if kind is float and isinstance(value, numbers.Real):
+        return float(value)
+    if kind is int and isinstance(value, numbers.Integral):
+        return int(value)
+    return str(value) if isinstance(value, str) else value
 
 
 def _check_pairs(config: Config) -> None:

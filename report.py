@@ -1,67 +1,156 @@
-"""What a run shows people: sample grids, the metric table, curves, TensorBoard."""
+"""What a run shows people: the bar, the table, sample grids, curves, TensorBoard."""
 
 import csv
+import io
+import itertools
 import json
-import os
+import math
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from scores import evaluate
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import tqdm
 
-from dataset import denormalise
+from config import Config
+from dataset import denormalise, normalise, validation_loader
+from devices import Machine
+from disk import whole_file
 from pictures.decode import image_of
+from saving import finite
+from scripts import StopRequest
+from sources import Data
+from utils import testing
 
-COLUMNS = (
-    *("epoch", "step", "seconds", "pictures_per_second", "lr"),
-    *("loss_d", "d_real", "d_fake", "loss_g_gan", "l1"),
-    *("val_l1", "val_psnr", "val_ssim", "val_sharpness", "val_accuracy", "val_miou"),
-)
+FIRST_COLUMNS = ("epoch", "step", "seconds", "pictures_per_second", "lr")
+# Scores in the table; evaluate.py gives more.
+SCORES = ("l1", "psnr", "ssim", "sharpness", "accuracy", "miou")
+LOG_S = 60  # seconds between two lines where nobody watches a bar
 Sample = tuple[Tensor, Tensor, Tensor]  # input, output, target: (C, H, W) in [-1, 1]
 
 
 class Report:
-    """The files in ``evaluation/NAME`` that a run adds to after each epoch.
+    """The progress bar, and the files in ``evaluation/NAME`` that a run adds to.
+
+    A context, which closes the bar.
 
     Args:
-        folder: ``evaluation/NAME``, an existing folder.
-        epochs_done: Rows of later epochs are dropped: the run goes on before them.
+        config: Resolved settings.
+        data: The pairs; those for validation are scored and shown.
+        machine: Where and how to compute.
+        state: The run as it begins or goes on; rows of later epochs are dropped.
+
+    Raises:
+        ValueError: The table is not one that a run has written.
     """
 
-    def __init__(self, folder: Path, epochs_done: int) -> None:
-        self.folder = folder
-        self.table = folder / "metrics.csv"
-        self.rows: list[dict[str, str]] = []
-        if self.table.exists():
-            with open(self.table, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            if rows and set(COLUMNS) - rows[0].keys():
-                raise ValueError(
-                    f"{self.table} is not the table that a run writes (did another program save "
-                    "it?); move it elsewhere, and the same command starts a new one."
-                )
-            self.rows = [row for row in rows if int(row["epoch"]) <= epochs_done]
-        self.board = SummaryWriter(folder / "tensorboard", purge_step=epochs_done + 1)
-
-    def write_settings(self, settings: dict[str, Any]) -> None:
-        """Write the settings of the run beside its pictures, as ``config.json``."""
-        text = json.dumps(settings, indent=2) + "\n"
+    def __init__(self, config: Config, data: Data, machine: Machine, state: Any) -> None:
+        self.config, self.data, self.machine = config, data, machine
+        self.folder = Path("evaluation", config.name)
+        self.n_epochs = config.n_epochs + config.n_epochs_decay
+        self.table = self.folder / "metrics.csv"
+        self.rows = [row for row in _read_table(self.table) if int(row["epoch"]) <= state.epoch]
+        self.board = SummaryWriter(self.folder / "tensorboard", purge_step=state.epoch + 1)
+        text = json.dumps(asdict(config), indent=2) + "\n"
         (self.folder / "config.json").write_text(text, encoding="utf-8")
+        self.bar = _progress_bar(
+            done=(state.epoch * data.steps_per_epoch + state.step) * config.batch_size,
+            total=self.n_epochs * data.steps_per_epoch * config.batch_size,
+        )
+        self.started_at = time.monotonic() - state.seconds
+        self.first_step, self.began = state.step, time.monotonic()
 
-    def add_metrics(self, values: dict[str, float]) -> None:
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+        self.board.close()
+
+    # --- While an epoch lasts ---
+    def add_step(self, state: Any, losses: dict[str, Tensor]) -> None:
+        """Move the bar; at the log interval, read the losses, which waits for the device.
+
+        Raises:
+            DivergedError: A loss is not finite.
+        """
+        state.seconds = time.monotonic() - self.started_at
+        self.bar.set_description(f"epoch {state.epoch + 1}/{self.n_epochs}", refresh=False)
+        self.bar.update(self.config.batch_size)
+        if state.step % self.config.log_interval == 0:
+            self.bar.set_postfix(finite(losses, self.config, state.epoch))
+
+    # --- After an epoch ---
+    def add_epoch(self, state: Any, stop: StopRequest) -> None:
+        """Validate, log and draw what is due after the epoch whose steps are all done.
+
+        Raises:
+            DivergedError: A mean of the losses, or a score, is not finite.
+            OSError: The table cannot be written.
+            Interrupted: A stop was requested.
+        """
+        epoch, n_steps = state.epoch + 1, self.data.steps_per_epoch
+        pictures = (state.step - self.first_step) * self.config.batch_size
+        speed = pictures / (time.monotonic() - self.began) if pictures else math.nan
+        lr = state.optimizer_g.param_groups[0]["lr"]
+        first = (epoch, epoch * n_steps, state.seconds, speed, lr)
+        values = dict(zip(FIRST_COLUMNS, first, strict=True))
+        means = {name: total / n_steps for name, total in state.totals.items()}
+        values |= finite(means, self.config, state.epoch)
+        if self._is_due(self.config.val_interval, epoch):
+            values |= self._validate(state, stop)
+            finite({"val_l1": values["val_l1"]}, self.config, state.epoch)
+        self._add_row(values)
+        if self._is_due(self.config.picture_interval, epoch):
+            self.add_samples(self._samples(state), epoch)
+        shown = [f"{n} {v:.4g}" for n, v in values.items() if n == "l1" or n.startswith("val_")]
+        tqdm.write(f"epoch {epoch}/{self.n_epochs}: {', '.join(shown)}")
+        self.first_step, self.began = 0, time.monotonic()
+
+    def _is_due(self, interval: int, epoch: int) -> bool:
+        return epoch % interval == 0 or epoch in (1, self.n_epochs)
+
+    def _validate(self, state: Any, stop: StopRequest) -> dict[str, float]:
+        """Return the scores on all validation pairs."""
+        with testing(state.shown, self.config.seed):
+            scores = evaluate(
+                state.shown,
+                stop.watch(validation_loader(self.data.val)),
+                input_nc=self.config.input_nc,
+                machine=self.machine,
+                palette=self.data.palette,
+            )
+        return {f"val_{name}": scores[name] for name in SCORES if name in scores}
+
+    def _samples(self, state: Any) -> list[Sample]:
+        """Translate a few validation pairs, the same ones every time."""
+        n_samples = min(self.config.n_samples, len(self.data.val))
+        samples: list[Sample] = []
+        with testing(state.shown, self.config.seed), self.machine.autocast:
+            for place in range(n_samples):
+                index = place * len(self.data.val) // n_samples
+                batch = self.data.val[0, index][None].to(self.machine.device)
+                x, y = normalise(batch, self.config.input_nc)
+                samples.append((x[0], state.shown(x)[0], y[0]))
+        return samples
+
+    def _add_row(self, values: dict[str, float]) -> None:
         """Append one epoch's values to every record; a column that is not named stays empty."""
-        shown = {name: f"{values[name]:.7g}" if name in values else "" for name in COLUMNS}
-        self.rows.append(shown)
-        temporary = self.table.with_suffix(".tmp")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self.rows.append({name: f"{value:.7g}" for name, value in values.items()})
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        columns = sorted(columns, key=lambda name: name.startswith("val_"))
         try:
-            os.replace(temporary, self.table)
+            with whole_file(self.table) as draft, open(draft, "w", newline="") as file:
+                writer = csv.DictWriter(file, columns, restval="")
+                writer.writeheader()
+                writer.writerows(self.rows)
         except PermissionError as error:
             raise PermissionError(
                 f"{self.table} cannot be replaced ({error.strerror}); close it in other programs, "
@@ -80,16 +169,19 @@ class Report:
             to_image(picture).save(self.folder / f"{name}.png")
 
     def _draw_curves(self) -> None:
-        panels = (
-            ("Losses", ("loss_d", "loss_g_gan")),
-            ("Discriminator: mean probability of real", ("d_real", "d_fake")),
-            ("L1, training and validation", ("l1", "val_l1")),
-            ("Validation", ("val_ssim", "val_sharpness", "val_accuracy", "val_miou")),
-        )
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        scores = [f"val_{name}" for name in SCORES if name not in ("l1", "psnr")]
+        panels = {
+            "Discriminator: mean probability of real": ["d_real", "d_fake"],
+            "L1, training and validation": ["l1", "val_l1"],
+            "Validation": scores,
+        }
+        elsewhere = {*FIRST_COLUMNS, "val_psnr", *itertools.chain(*panels.values())}
+        panels = {"Losses": [name for name in names if name not in elsewhere]} | panels
         figure = Figure(figsize=(11, 6.5), layout="constrained")
-        for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
             for name in names:
-                points = [(int(r["epoch"]), float(r[name])) for r in self.rows if r[name]]
+                points = [(int(r["epoch"]), float(r[name])) for r in self.rows if r.get(name)]
                 if points:
                     axes.plot(*zip(*points, strict=True), label=name, marker=".")
             axes.set(title=title, xlabel="epoch")
@@ -98,6 +190,37 @@ class Report:
             if axes.lines:
                 axes.legend()
         figure.savefig(self.folder / "curves.png", dpi=110)
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of an earlier part of the run, if there was one."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if any(not (row.get("epoch") or "").isdigit() for row in rows):
+        raise ValueError(
+            f"{path} is not the table that a run writes (did another program save it?); move it "
+            "elsewhere, and the same command starts a new one."
+        )
+    return rows
+
+
+def _progress_bar(done: int, total: int) -> tqdm:
+    """Return a bar over the pictures of the whole run; into a log file, a line now and then."""
+    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    log = {} if is_watched else {"file": _LogLines(), "mininterval": LOG_S, "ncols": 110}
+    return tqdm(initial=done, total=total, unit="picture", dynamic_ncols=is_watched, **log)
+
+
+class _LogLines(io.TextIOBase):
+    """Turns the states of a bar into lines of their own on stderr."""
+
+    def write(self, text: str) -> int:
+        """Write one state of the bar; the bare ends of lines between them are left out."""
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
 
 
 def to_image(picture: Tensor) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read with care, and their generators."""
+"""Files of generators: read with care, whoever wrote them, and turned into networks."""
 
 import re
 import zipfile
@@ -11,76 +11,13 @@ from typing import Any
 import torch
 
 from authors import import_generator
-from config import Config, plain_name
+from config import Config, plain_name, resolve
 from devices import pick_device
-from disk import reason_of, whole_file
 from generator import Generator
-
-
-@contextmanager
-def testing(generator: Generator, seed: int) -> Iterator[None]:
-    """Lend ``generator`` for test-time use, then hand it back as it was.
-
-    Nothing inside touches the random state outside, and dropout at test, where it is on, draws
-    the same noise every time.
-    """
-    was_training, device = generator.training, next(generator.parameters()).device
-    accelerators = {} if device.type == "cpu" else {"device_type": device.type}
-    devices = [device] if accelerators else []
-    with torch.inference_mode(), torch.random.fork_rng(devices, **accelerators):
-        torch.manual_seed(seed)
-        generator.eval()
-        try:
-            yield
-        finally:
-            generator.train(was_training)
-
-
-# --- Checkpoints ---
-GENERATOR_KEYS = ("generator", "config", "picture_size")
 
 
 class CheckpointError(ValueError):
     """A file that is not a usable checkpoint of this project."""
-
-
-class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; the older ones are untouched."""
-
-
-def save_file(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that no moment leaves a half-written file at ``path``.
-
-    Raises:
-        CheckpointWriteError: It could not be written; what stood at ``path`` is as before.
-    """
-    try:
-        with whole_file(path) as draft:
-            torch.save(content, draft)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        raise CheckpointWriteError(
-            f"{path} could not be written: {reason_of(error)}. Older checkpoints are untouched; "
-            "free some space or mend the permissions, then give the same command to go on."
-        ) from error
-
-
-def save_checkpoint(content: dict[str, Any], folder: Path) -> None:
-    """Write ``latest.pt`` (the last one becomes ``previous.pt``) and ``generator.pt``.
-
-    Args:
-        content: The training state by name, with the GENERATOR_KEYS among the names; tensors and
-            plain data only.
-        folder: ``checkpoints/NAME``.
-
-    Raises:
-        CheckpointWriteError: A file could not be written; the older ones are untouched.
-    """
-    incoming, latest = folder / "incoming.pt", folder / "latest.pt"
-    save_file(content, incoming)
-    if latest.exists():
-        latest.replace(folder / "previous.pt")
-    incoming.replace(latest)
-    save_file({key: content[key] for key in GENERATOR_KEYS}, folder / "generator.pt")
 
 
 def _read(path: Path) -> Any:
@@ -130,33 +67,6 @@ def load_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the newest whole checkpoint in ``checkpoints/NAME``, or None if there is none.
-
-    A damaged ``latest.pt`` is named on the screen, and ``previous.pt`` used instead.
-
-    Raises:
-        CheckpointError: There are checkpoints, but none is whole.
-    """
-    damage: list[str] = []
-    for path in (folder / "latest.pt", folder / "previous.pt"):
-        if not path.exists():
-            continue
-        try:
-            content = load_file(path)
-        except CheckpointError as error:
-            damage.append(str(error))
-            continue
-        for message in damage:
-            print(f"{message}\nGoing on from {path} instead.")
-        return content
-    if damage:
-        raise CheckpointError(
-            "\n".join(damage) + "\nNo whole checkpoint is left; start over with --fresh."
-        )
-    return None
-
-
 def build_generator(config: Config) -> Generator:
     """Return the generator that a resolved ``config`` describes, freshly initialised."""
     return Generator(
@@ -172,7 +82,7 @@ def build_generator(config: Config) -> Generator:
 
 
 def config_from(content: dict[str, Any], path: Path) -> Config:
-    """Return the Config that a checkpoint was trained with.
+    """Return the Config that a checkpoint was trained with; what it lacks takes its default.
 
     Raises:
         CheckpointError: It holds settings that this version does not have.
@@ -183,7 +93,7 @@ def config_from(content: dict[str, Any], path: Path) -> Config:
             f"{path} was made by another version of this project: it has the settings "
             f"{', '.join(sorted(unknown))}, which this version does not know."
         )
-    return Config(**content["config"])
+    return resolve(Config(**content["config"]))[0]
 
 
 def load_generator(path: str | Path, device: str | torch.device = "auto") -> Generator:
@@ -225,3 +135,22 @@ def _import(content: Any, path: Path) -> tuple[Generator, Config]:
         return import_generator(content, name=plain_name(path.absolute().parent.name))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+@contextmanager
+def testing(generator: Generator, seed: int) -> Iterator[None]:
+    """Lend ``generator`` for test-time use, then hand it back as it was.
+
+    Nothing inside touches the random state outside, and dropout at test, where it is on, draws
+    the same noise every time.
+    """
+    was_training, device = generator.training, next(generator.parameters()).device
+    accelerators = {} if device.type == "cpu" else {"device_type": device.type}
+    devices = [device] if accelerators else []
+    with torch.inference_mode(), torch.random.fork_rng(devices, **accelerators):
+        torch.manual_seed(seed)
+        generator.eval()
+        try:
+            yield
+        finally:
+            generator.train(was_training)

@@ -1,0 +1,393 @@
+"""How a run is saved, goes on, and is kept from being lost: its files in ``checkpoints/NAME``."""
+
+import io
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from config import Config
+from disk import (
+    check_space,
+    is_full,
+    make_folder,
+    move_aside,
+    reason_of,
+    remove_drafts,
+    whole_file,
+)
+from finetune import start_from
+from pictures.decode import BadPictures
+from scripts import Interrupted
+from sources import Data
+from utils import CheckpointError, config_from, load_file
+
+# What may differ between a checkpoint and the command that goes on from it: how long and how fast
+# to train, where things lie (what the pairs are is compared by itself), and what is shown.
+CHANGEABLE = {
+    *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision", "compile"),
+    *("log_interval", "picture_interval", "val_interval", "n_samples", "checkpoint_minutes"),
+    *("keep_generators", "cache_dir", "cache_limit_gb", "mirror", "on_bad_picture"),
+    *("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "val_fraction"),
+    *("dropout_at_test", "batch_norm_at_test", "init_from"),
+}
+LOCK_S = 8  # a killed run's workers hold its lock too, and need up to 5 seconds to notice
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; the older ones are untouched."""
+
+
+class DivergedError(ValueError):
+    """A loss, a score or a weight is no longer a finite number."""
+
+
+class Saved:
+    """A dataclass whose fields are the keys of its checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every field by its name, as tensors and plain data."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value.state_dict() if hasattr(value, "state_dict") else value
+            for name, value in values.items()
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned; a field that it lacks stays as it is."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "load_state_dict"):
+                # A scaler that was off saves nothing, and may be on now: precision may change.
+                if saved.get(field.name):
+                    value.load_state_dict(saved[field.name])
+            elif field.name in saved:
+                setattr(self, field.name, saved[field.name])
+
+
+class Checkpoints:
+    """The files of one run, and the right to write them.
+
+    A context, in which no other process can have the run of that name. ``latest.pt`` holds
+    everything, ``previous.pt`` what that held before, ``generator.pt`` what is needed to use it.
+
+    Args:
+        config: Resolved settings.
+        fresh: Do not go on from what is there, but move it aside.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none is whole.
+        ValueError: The run of that name has other settings, or its checkpoints are gone.
+        OSError: Another process has this run, or the folder cannot be written to.
+    """
+
+    def __init__(self, config: Config, fresh: bool = False) -> None:
+        self.config, self.fresh = config, fresh
+        self.n_epochs = config.n_epochs + config.n_epochs_decay
+        self.folder = Path("checkpoints", config.name)
+        self.results = Path("evaluation", config.name)
+        self.generator = self.folder / "generator.pt"
+        self.saved: dict[str, Any] | None = None
+        self._lock = FileLock(self.folder.with_name(f".{config.name}.lock"))
+        self._owner = self.folder.with_name(f".{config.name}.owner")
+
+    def __enter__(self) -> "Checkpoints":
+        make_folder(self.folder.parent)
+        try:
+            self._lock.acquire(timeout=LOCK_S)
+        except Timeout:
+            owner = self._owner.read_text() if self._owner.exists() else "another process"
+            raise OSError(
+                f"{self.config.name} is being trained by {owner}, and one run is for one process. "
+                "Wait for it, stop it, or give this run a name of its own (--name)."
+            ) from None
+        try:
+            self._owner.write_text(f"process {os.getpid()} on {platform.node()}")
+            if not self.fresh:
+                self.saved = load_checkpoint(self.folder)
+                self._check_same_run()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._owner.unlink(missing_ok=True)
+        self._lock.release()
+
+    # --- Going on ---
+    def _check_same_run(self) -> None:
+        """Refuse to go on from other settings, or to start over on top of what is left."""
+        if self.saved is None:
+            remains = [*self.folder.glob("*.pt"), *self.results.glob("metrics.csv")]
+            if remains:
+                raise ValueError(
+                    f"{remains[0]} is of an earlier run, and {self.folder / 'latest.pt'}, to go on "
+                    "from, is gone. Bring it back, give the new run a name of its own (--name), "
+                    "or add --fresh to move what is left aside and start over."
+                )
+            return
+        before = asdict(config_from(self.saved, self.folder / "latest.pt"))
+        differences = [
+            f"  {name}: {before[name]!r} in the checkpoint, {value!r} now"
+            for name, value in asdict(self.config).items()
+            if name not in CHANGEABLE and before[name] != value
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.folder} was trained with other settings:\n"
+                + "\n".join(differences)
+                + "\nGo back to those, give the new run a name of its own (--name), or add --fresh "
+                "to move the old run aside and start over."
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all the epochs that are asked for are done."""
+        return self.saved is not None and self.saved["epoch"] >= self.n_epochs
+
+    def how_to_go_on(self) -> str:
+        """Say what to do with a run that is finished."""
+        return (
+            f"{self.config.name} is finished after {self.saved['epoch']} epochs: see "
+            f"{self.results} and {self.folder}. To go on, raise n_epochs or n_epochs_decay; to "
+            "start over, add --fresh."
+        )
+
+    def restored(self, state: Saved, data: Data) -> Saved:
+        """Return ``state`` as the run left it, or as init_from has it, ready to be saved again.
+
+        Raises:
+            ValueError: The pairs are not those that the run was trained on.
+            OSError: A folder cannot be written to, or the disk is too small for the checkpoints.
+        """
+        self.steps_per_epoch = data.steps_per_epoch
+        # What a generator must be saved with, to be used on other pictures.
+        self.facts = {"config": asdict(self.config), "picture_size": data.picture_size}
+        self.pairs = {"n_pairs": len(data.train)}
+        torch.load(io.BytesIO(_serialised(self.facts)), weights_only=True)
+        if self.saved is not None:
+            self._check_same_pairs(self.saved)
+            if isinstance(self.saved["totals"], Tensor):  # as they were before losses had names
+                names = ("loss_d", "d_real", "d_fake", "loss_g_gan", "l1")
+                self.saved["totals"] = dict(zip(names, self.saved["totals"], strict=True))
+            state.load_state_dict(self.saved)
+            self.saved = None  # its memory is needed
+            print(f"Going on in epoch {state.epoch + 1} after step {state.step}.")
+        elif self.config.init_from:
+            print(start_from(state, self.config.init_from))
+        if self.fresh:  # not before all that can be wrong with the new run has been looked at
+            move_aside(self.folder, self.results)
+        for folder in (self.results, self.folder):
+            make_folder(folder)
+        remove_drafts(self.folder, stale_s=0)  # the lock says that nobody is writing them
+        self._check_space(state)
+        self.saved_at = time.monotonic()
+        return state
+
+    def _check_same_pairs(self, saved: dict[str, Any]) -> None:
+        if saved["n_pairs"] != self.pairs["n_pairs"]:
+            raise ValueError(
+                f"{self.config.name} was trained on {saved['n_pairs']} pairs, and the data set "
+                f"now has {self.pairs['n_pairs']}. Bring back the old ones, or start over with "
+                "--fresh (or another --name)."
+            )
+
+    def _check_space(self, state: Saved) -> None:
+        """Refuse to train where not even two checkpoints fit: one, and the next one's draft."""
+        generator, discriminator = (
+            sum(p.numel() * p.element_size() for p in network.parameters())
+            for network in (state.generator, state.discriminator)
+        )
+        # Adam keeps two numbers for each weight; the generator is saved by itself as well.
+        needed = 2 * (3 * (generator + discriminator) + generator)
+        there = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
+        check_space(self.folder, needed - there)
+
+    # --- Saving ---
+    def save(self, state: Saved) -> None:
+        """Write ``latest.pt`` (the last one becomes ``previous.pt``) and ``generator.pt``.
+
+        Raises:
+            DivergedError: A weight is not finite; the older checkpoints stay.
+            CheckpointWriteError: A file could not be written; the older ones stay.
+        """
+        content = state.state_dict()
+        norm = torch.nn.utils.get_total_norm(_floats(content))
+        finite({"the weights": norm}, self.config, state.epoch)
+        incoming, latest = self.folder / "incoming.pt", self.folder / "latest.pt"
+        save_file(content | self.facts | self.pairs, incoming)
+        if latest.exists():
+            latest.replace(self.folder / "previous.pt")
+        incoming.replace(latest)
+        self._save_generator(state, self.generator)
+        self.saved_at = time.monotonic()
+
+    def _save_generator(self, state: Saved, path: Path) -> None:
+        save_file({"generator": state.shown.state_dict()} | self.facts, path)
+
+    def save_if_due(self, state: Saved) -> None:
+        """Save after the first epoch and every checkpoint_minutes; a failure is only a warning."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        ends_first_epoch = state.epoch == 0 and state.step == self.steps_per_epoch
+        if minutes < self.config.checkpoint_minutes and not ends_first_epoch:
+            return
+        try:
+            self.save(state)
+        except CheckpointWriteError as error:
+            self.saved_at = time.monotonic()
+            again = f"It is tried again in {self.config.checkpoint_minutes:g} minutes."
+            tqdm.write(f"Warning: {error} {again}")
+
+    def keep_generator(self, state: Saved) -> None:
+        """Keep the generator of the epoch that has just ended, if it is one of those to be kept."""
+        epoch = state.epoch + 1
+        if self.config.keep_generators and epoch % self.config.keep_generators == 0:
+            try:
+                self._save_generator(state, self.folder / f"generator_{epoch:03d}.pt")
+            except CheckpointWriteError as error:
+                tqdm.write(f"Warning: {error}")
+
+    @contextmanager
+    def kept(self, state: Saved) -> Iterator[None]:
+        """Save ``state`` when the block ends, also where a stop, a picture or a disk ends it.
+
+        Raises:
+            Interrupted: As in the block, and now with what to do.
+        """
+        try:
+            yield
+        except (DivergedError, CheckpointWriteError):
+            raise
+        except (BadPictures, OSError):  # no step is lost to a bad picture or a locked table
+            self.save_last(state)
+            raise
+        except Interrupted as stop:
+            self.save_last(state)
+            raise Interrupted(
+                f"Stopped in epoch {state.epoch + 1} after step {state.step} of "
+                f"{self.steps_per_epoch}. {self.folder / 'latest.pt'} holds everything: give the "
+                "same command to go on.",
+                stop.exit_code - 128,
+            ) from None
+        self.save_last(state)
+
+    def save_last(self, state: Saved) -> None:
+        """Save at any price: in place of ``previous.pt``, or the generator alone, elsewhere.
+
+        Raises:
+            CheckpointWriteError: The disk is full; the message says what was saved all the same.
+        """
+        try:
+            return self.save(state)
+        except CheckpointWriteError as error:
+            if not is_full(error.__cause__):
+                raise
+        (self.folder / "previous.pt").unlink(missing_ok=True)
+        try:
+            return self.save(state)
+        except CheckpointWriteError as error:
+            name = f"{self.config.name}_generator_{state.epoch:03d}.pt"
+            for folder in (self.folder, Path.home(), Path(tempfile.gettempdir())):
+                try:
+                    self._save_generator(state, folder / name)
+                except CheckpointWriteError:
+                    continue
+                raise CheckpointWriteError(
+                    f"{error} The generator as it is now is saved as {folder / name}."
+                ) from error
+            raise
+
+
+def save_file(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that no moment leaves a half-written file at ``path``.
+
+    Raises:
+        CheckpointWriteError: It could not be written; what stood at ``path`` is as before.
+    """
+    try:
+        with whole_file(path) as draft:
+            torch.save(content, draft)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        raise CheckpointWriteError(
+            f"{path} could not be written: {reason_of(error)}. Older checkpoints are untouched; "
+            "free some space or mend the permissions, then give the same command to go on."
+        ) from error
+
+
+def _serialised(content: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _floats(content: Any) -> Iterator[Tensor]:
+    """Yield every tensor of fractions in a nest of dicts and lists."""
+    if isinstance(content, Tensor):
+        if content.is_floating_point():
+            yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for part in content.values() if isinstance(content, Mapping) else content:
+            yield from _floats(part)
+
+
+def finite(values: Mapping[str, Tensor | float], config: Config, epoch: int) -> dict[str, float]:
+    """Read ``values``, losses or scores by name, waiting for the device once.
+
+    Args:
+        values: Scalars.
+        config: Settings of the run.
+        epoch: Counted from 0.
+
+    Raises:
+        DivergedError: One is not a finite number; the message says how to go on.
+    """
+    scalars = [torch.as_tensor(value).double() for value in values.values()]
+    read = dict(zip(values, torch.stack(scalars).tolist(), strict=True))
+    broken = [name for name, value in read.items() if not math.isfinite(value)]
+    if broken:
+        latest = Path("checkpoints", config.name, "latest.pt")
+        good = f"{latest} is from before that: go on from it" if latest.exists() else "Start again"
+        raise DivergedError(
+            f"{' and '.join(broken)} became infinite or NaN in epoch {epoch + 1}. {good} with a "
+            "lower --lr (half of it), or with --precision fp32."
+        )
+    return read
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint in ``checkpoints/NAME``, or None if there is none.
+
+    A damaged ``latest.pt`` is named on the screen, and ``previous.pt`` used instead.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none is whole.
+    """
+    damage: list[str] = []
+    for path in (folder / "latest.pt", folder / "previous.pt"):
+        if not path.exists():
+            continue
+        try:
+            content = load_file(path)
+        except CheckpointError as error:
+            damage.append(str(error))
+            continue
+        for message in damage:
+            print(f"{message}\nGoing on from {path} instead.")
+        return content
+    if damage:
+        raise CheckpointError(
+            "\n".join(damage) + "\nNo whole checkpoint is left; start over with --fresh."
+        )
+    return None

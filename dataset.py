@@ -3,9 +3,7 @@
 import hashlib
 import os
 import signal
-import statistics
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 # albumentations asks a server for newer versions when imported, unless this is set before.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -17,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from config import Config
 from pictures.cache import PairCache
+from pictures.decode import BadPictures
 from pictures.layouts import Pair
 from pictures.pairs import Recipe
-from pictures.decode import BadPictures
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 
@@ -30,87 +29,35 @@ class PairedImages(Dataset):
 
     For training a pair is resized to load_size, cropped at random to crop_size and mirrored;
     for validation it is resized to crop_size. All randomness of a sample follows from
-    (seed, epoch, index). Every picture is decoded once, into a file below ``cache_dir`` that
-    all workers and later runs share.
+    (seed, epoch, index). Every picture is decoded once, into a file that all workers and later
+    runs share.
 
     Args:
         pairs: Where the pairs lie.
-        load_size: Side in pixels that training pictures are resized to, at least crop_size.
-        crop_size: Side in pixels of a sample.
-        flip: Whether to mirror half of the training samples.
-        augment: True for training, False for validation.
-        direction: "AtoB" or "BtoA": which half is the input.
-        input_nc: Channels of the input, 1 or 3.
-        output_nc: Channels of the target, 1 or 3.
-        seed: Decides crops and mirroring.
-        keep_aspect: Scale the shorter side to load_size and crop, instead of squeezing pictures
-            to a square; for validation the centre is cropped.
-        nearest: Resize "none", the "input", the "target" or "both" by nearest neighbour, so that
-            the colours of labels stay as they are.
-        square_halves: Whether the halves of side-by-side pictures must be square, which tells
-            them from single pictures.
-        on_bad_picture: "stop" raises BadPictures; "skip" leaves bad pairs out and notes them.
-        cache_dir: Folder of the cache files; made when missing.
-        cache_limit_gb: Gigabytes (1e9 bytes) that the cache of these pairs may take. Above
-            it pictures are decoded each time they are used.
+        recipe: How they become samples.
 
     Attributes:
+        recipe: As given.
         pairs: The pairs that are used, in the order of the indices.
         sizes: Original (height, width) of the input, per pair.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
         BadPictures: Naming every picture that cannot be read or used.
-        OSError: If the cache cannot be written.
-        ValueError: If a setting is not allowed.
+        OSError: The cache cannot be written.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        *,
-        load_size: int,
-        crop_size: int,
-        flip: bool,
-        augment: bool,
-        direction: str = "AtoB",
-        input_nc: int = 3,
-        output_nc: int = 3,
-        seed: int = 0,
-        keep_aspect: bool = False,
-        nearest: str = "none",
-        square_halves: bool = True,
-        on_bad_picture: str = "stop",
-        cache_dir: Path = Path("data/.cache"),
-        cache_limit_gb: float = 16.0,
-    ) -> None:
-        if on_bad_picture not in ("stop", "skip"):
-            raise ValueError(f'on_bad_picture must be "stop" or "skip", not {on_bad_picture!r}')
-        size = load_size if augment else crop_size
-        self.recipe = Recipe(
-            size, direction, input_nc, output_nc, keep_aspect, nearest, square_halves
-        )
-        self._augment = _augmentation(load_size, crop_size, augment=augment, flip=flip)
-        self._cache = PairCache(
-            pairs,
-            self.recipe,
-            folder=Path(cache_dir),
-            limit_gb=cache_limit_gb,
-            skip=on_bad_picture == "skip",
-        )
-        self.seed = seed
+    def __init__(self, pairs: Sequence[Pair], recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._cache = PairCache(pairs, recipe)
+        self._augment = _augmentation(recipe)
         self.pairs: tuple[Pair, ...] = self._cache.pairs
         self.sizes: list[tuple[int, int]] = self._cache.sizes
-        self.notes = self._cache.notes + _enlarged(self.sizes, size, augment)
+        self.notes = self._cache.notes + _enlarged(self.sizes, recipe)
 
     def __len__(self) -> int:
         """Count the pairs."""
         return len(self.pairs)
-
-    def typical_size(self) -> tuple[int, int]:
-        """Return the median height and the median width of the original inputs, in pixels."""
-        heights, widths = zip(*self.sizes, strict=True)
-        return statistics.median_high(heights), statistics.median_high(widths)
 
     def __getitem__(self, key: Key) -> Tensor:
         """Return the sample (C, crop_size, crop_size) of (epoch, index)."""
@@ -135,31 +82,27 @@ class PairedImages(Dataset):
         # Each step gets a seed of its own: with Compose.set_random_seed all would draw the same
         # numbers, and exactly the crops from the upper half would be mirrored.
         for step, transform in enumerate(self._augment.transforms):
-            transform.set_random_seed(_seed(self.seed, epoch, index, step))
+            transform.set_random_seed(derived_seed(self.recipe.seed, epoch, index, step))
         # One array under the one target that is always transformed, so no half is left behind.
         return self._augment(image=pair)["image"]
 
 
-def _augmentation(load_size: int, crop_size: int, *, augment: bool, flip: bool) -> A.Compose:
-    if load_size < crop_size:
-        raise ValueError(
-            f"load_size {load_size} is below crop_size {crop_size}, so no crop fits. Set "
-            f"load_size to {crop_size} or more"
-        )
+def _augmentation(recipe: Recipe) -> A.Compose:
     # Validation pictures that kept their aspect are still longer than the crop.
-    crop = A.RandomCrop if augment else A.CenterCrop
-    mirror = [A.HorizontalFlip(p=0.5)] if augment and flip else []
-    return A.Compose([crop(crop_size, crop_size), *mirror])
+    crop = A.RandomCrop if recipe.augment else A.CenterCrop
+    mirror = [A.HorizontalFlip(p=0.5)] if recipe.augment and recipe.flip else []
+    return A.Compose([crop(recipe.crop_size, recipe.crop_size), *mirror])
 
 
-def _enlarged(sizes: Sequence[tuple[int, int]], size: int, augment: bool) -> list[str]:
-    small = sum(min(height_width) < size for height_width in sizes)
-    setting = f"{'load_size' if augment else 'crop_size'} {size}"
+def _enlarged(sizes: Sequence[tuple[int, int]], recipe: Recipe) -> list[str]:
+    small = sum(min(height_width) < recipe.size for height_width in sizes)
+    setting = f"{'load_size' if recipe.augment else 'crop_size'} {recipe.size}"
     note = f"{small} of {len(sizes)} pictures are smaller than {setting} and are enlarged"
     return [note] if small else []
 
 
-def _seed(*parts: int) -> int:
+def derived_seed(*parts: int) -> int:
+    """Return a seed of its own for each sequence of numbers, such as (seed, epoch, step)."""
     # Python's hash() may differ between versions; this may not.
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
@@ -196,7 +139,7 @@ class EpochOrder(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield the (epoch, index) of each batch that is left."""
         for epoch in range(self.start_epoch, self.n_epochs):
-            order = np.random.default_rng(_seed(self.seed, epoch)).permutation(self.n_pairs)
+            order = np.random.default_rng(derived_seed(self.seed, epoch)).permutation(self.n_pairs)
             done = self.start_step if epoch == self.start_epoch else 0
             for step in range(done, self.n_pairs // self.batch_size):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -244,13 +187,11 @@ class _Loader(DataLoader):
 
 def training_loader(
     pairs: PairedImages,
-    *,
-    batch_size: int,
-    n_epochs: int,
+    config: Config,
     start_epoch: int = 0,
     start_step: int = 0,
-    num_workers: int = 0,
-    pin_memory: bool = False,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - it is immutable
+    check: Callable[[], None] | None = None,
 ) -> DataLoader:
     """Return the batches of the whole rest of a run, to be iterated once.
 
@@ -258,32 +199,26 @@ def training_loader(
     from torch's global generator, so the same run trains alike however often it is resumed.
 
     Args:
-        pairs: The training pairs.
-        batch_size: Samples in a batch.
-        n_epochs: Epochs of the run, counted from its beginning.
+        pairs: The training pairs, at least batch_size of them.
+        config: Resolved settings: batch_size, num_workers, seed and the number of epochs.
         start_epoch: Epoch to begin in, from 0.
         start_step: Batches of that epoch that are done already.
-        num_workers: Processes that prepare batches; 0 prepares them in this one.
-        pin_memory: Whether batches land in page-locked memory, for a GPU.
+        device: Where the batches will go.
+        check: Called now and then while a batch is waited for; what it raises ends the waiting.
 
     Returns:
         Loader of tensors (batch_size, C, crop_size, crop_size), uint8 or uint16.
-
-    Raises:
-        ValueError: If there are fewer pairs than batch_size.
     """
-    if batch_size > len(pairs):
-        raise ValueError(
-            f"batch_size {batch_size} is larger than the data set of {len(pairs)} training pairs, "
-            f"so no batch is full. Set batch_size to {len(pairs)} or less"
-        )
-    order = EpochOrder(len(pairs), batch_size, pairs.seed, n_epochs, start_epoch, start_step)
+    n_epochs = config.n_epochs + config.n_epochs_decay
+    order = EpochOrder(
+        len(pairs), config.batch_size, config.seed, n_epochs, start_epoch, start_step
+    )
     return _Loader(
         _Messenger(pairs),
         batch_sampler=order,
-        num_workers=num_workers,
+        num_workers=config.num_workers,
         collate_fn=_as_is,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-STALE_S = 24 * 3600  # what nothing was written to for so long was left by a killed process
+STALE_S = 3600  # what nothing was written to for so long was left by a killed process
 
 
 @contextlib.contextmanager
@@ -22,15 +22,20 @@ def whole_file(path: Path) -> Iterator[Path]:
     have a draft of their own.
 
     Raises:
-        OSError: The disk is full, or the folder cannot be written to; what the block raises.
+        OSError: The disk is full (the error names ``path``), or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft_of(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except (OSError, RuntimeError) as error:
+        if is_full(error) and getattr(error, "filename", None) in (None, str(draft)):
+            reason = "no space left on the disk; free some for"
+            raise OSError(errno.ENOSPC, reason, str(path)) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -81,7 +86,7 @@ def remove_drafts(folder: Path, stale_s: float = STALE_S) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make ``folder`` where it is missing, and see that files can be written there.
+    """Make ``folder`` where it is missing, see that files can be written there, and tidy it.
 
     Raises:
         OSError: They cannot, which is better known before the work than after it.
@@ -94,12 +99,13 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
     except OSError as error:
-        raise OSError(
-            f"{folder} cannot be written to ({reason_of(error)}); start in a folder of your own, "
-            "or mend its permissions."
-        ) from error
+        own = "start in a folder of your own, or mend its permissions."
+        advice = "free some." if is_full(error) else own
+        raise OSError(f"{folder} cannot be written to ({reason_of(error)}); {advice}") from error
+    remove_drafts(folder)
+    return folder
 
 
 def check_space(folder: Path, n_bytes: float) -> None:
@@ -111,9 +117,8 @@ def check_space(folder: Path, n_bytes: float) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if n_bytes > free:
-        raise OSError(
-            errno.ENOSPC, f"{n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free", folder
-        )
+        needed = f"{n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        raise OSError(errno.ENOSPC, needed, str(folder))
 
 
 def move_aside(*folders: Path) -> None:
@@ -136,6 +141,6 @@ def is_full(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Say in a few words what stopped a file from being written or read."""
-    if is_full(error):
+    if is_full(error) and not isinstance(error, OSError):
         return "no space left on the disk"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -1,15 +1,18 @@
 """From the settings to the pairs: where a data set lies, and its training and validation part."""
 
 import os
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 
 from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
+from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
 from pictures.layouts import Pair, Split, check_folder, find_pairs
+from pictures.pairs import Recipe
 from pictures.palettes import target_palette
-from pictures.decode import BadPictures
 from towns.draw import N_TRAIN, N_VAL, draw_towns
 
 
@@ -58,6 +61,12 @@ def split_of(config: Config) -> Split:
     return find_pairs(root, **named, val_fraction=config.val_fraction, seed=config.seed)
 
 
+def recipe_of(config: Config, *, augment: bool) -> Recipe:
+    """Return how the pairs of a resolved ``config`` become samples."""
+    names = [field.name for field in fields(Recipe) if field.name != "augment"]
+    return Recipe(**{name: getattr(config, name) for name in names}, augment=augment)
+
+
 def open_pairs(config: Config, pairs: Sequence[Pair], *, augment: bool) -> PairedImages:
     """Check, decode and cache ``pairs``, to train on (augmented) or to validate on.
 
@@ -65,32 +74,39 @@ def open_pairs(config: Config, pairs: Sequence[Pair], *, augment: bool) -> Paire
         BadPictures: Listing every picture that cannot be used.
         OSError: The cache cannot be written.
     """
-    return PairedImages(
-        pairs,
-        load_size=config.load_size,
-        crop_size=config.crop_size,
-        flip=config.flip,
-        augment=augment,
-        direction=config.direction,
-        input_nc=config.input_nc,
-        output_nc=config.output_nc,
-        seed=config.seed,
-        keep_aspect=config.keep_aspect,
-        nearest=config.nearest,
-        square_halves=config.square_halves,
-        on_bad_picture=config.on_bad_picture,
-        cache_dir=Path(config.cache_dir),
-        cache_limit_gb=config.cache_limit_gb,
-    )
+    return PairedImages(pairs, recipe_of(config, augment=augment))
 
 
-def open_split(config: Config, split: Split) -> tuple[PairedImages, PairedImages]:
-    """Open the training and the validation pairs.
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from, opened and checked."""
+
+    train: PairedImages
+    val: PairedImages
+    palette: dict[str, tuple[int, int, int]] | None
+    """The colours of the classes in the targets, where those are known label pictures."""
+    batch_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of training pairs."""
+        return len(self.train) // self.batch_size
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Typical (height, width) of the original inputs, in pixels."""
+        heights, widths = zip(*self.train.sizes, strict=True)
+        return statistics.median_high(heights), statistics.median_high(widths)
+
+
+def open_data(config: Config) -> Data:
+    """Find, check and open the pairs that a resolved ``config`` names, and say what they are.
 
     Raises:
-        BadPictures: Listing every picture of both that cannot be used.
-        OSError: The cache cannot be written.
+        BadPictures: Listing every picture of training and validation that cannot be used.
+        ValueError, OSError: There are no pairs, or too few; or the cache cannot be written.
     """
+    split = split_of(config)
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
     for pairs, augment in ((split.train, True), (split.val, False)):
@@ -100,4 +116,11 @@ def open_split(config: Config, split: Split) -> tuple[PairedImages, PairedImages
             bad.append(error)
     if bad:
         raise BadPictures.joined(bad)
-    return opened[0], opened[1]
+    train, val = opened
+    if config.batch_size > len(train):
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the data set of {len(train)} training "
+            f"pairs, so no batch is full. Set batch_size to {len(train)} or less."
+        )
+    print(split.describe(config.name, train.sizes), *train.notes, *val.notes, sep="\n")
+    return Data(train, val, palette_of(config), config.batch_size)

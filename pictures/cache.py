@@ -1,45 +1,41 @@
-"""Decode every pair once: a file that workers and later runs share through memory mapping."""
+"""Decode every pair once: into a NumPy file that workers and later runs share by memory mapping."""
 
 import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib.format import dtype_to_descr, open_memmap, write_array_header_1_0
 from tqdm.auto import tqdm
 
+from disk import check_space, is_full, reason_of, remove_drafts, whole_file
+from pictures.decode import BadPictures, Header, PictureError
+from pictures.jobs import ahead
 from pictures.layouts import Pair
 from pictures.pairs import Recipe, check_pair, read_pair, shape_of
-from pictures.decode import BadPictures, Header, PictureError, listed
 
-FORMAT = 3  # to be raised when the bytes of a file change for the same pairs and recipe
-MAGIC = b"\nPAIRS\r\n"
-CHUNK = 64  # pairs decoded ahead of the one being written
-STALE_S = 3600  # a file under construction is left alone while it was written to so lately
+N_THREADS = min(8, os.cpu_count() or 1)
+FORMAT = 4  # to be raised when what is stored changes for the same pairs and recipe
 
 
 class PairCache:
-    """The arrays of all pairs, end to end in one file, followed by their index.
+    """The arrays of all pairs: end to end in KEY.npy, with an index in KEY.json.
 
-    If they would take more than the limit, the file holds the index alone, which spares later
-    runs the checks, and a pair is decoded whenever it is read.
+    If they would take more than the limit, there is the index alone, which spares later runs the
+    checks, and a pair is decoded whenever it is read.
 
     Args:
         pairs: The pairs.
-        recipe: What to make of them.
-        folder: Where the file is or will be.
-        limit_gb: Gigabytes (1e9 bytes) that the arrays may take.
-        skip: Whether to leave out pairs that cannot be used, as long as any can.
+        recipe: What to make of them, where to keep it, and whether to leave out pairs that cannot
+            be used, as long as any can.
 
     Attributes:
         pairs: The pairs that can be used, in the order given.
@@ -48,42 +44,38 @@ class PairCache:
 
     Raises:
         BadPictures: Naming every pair that cannot be used.
-        OSError: If the file cannot be written.
+        OSError: If the cache cannot be written.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        recipe: Recipe,
-        *,
-        folder: Path,
-        limit_gb: float,
-        skip: bool = False,
-    ) -> None:
+    def __init__(self, pairs: Sequence[Pair], recipe: Recipe) -> None:
         self.recipe = recipe
-        self.path = folder.absolute() / f"{_fingerprint(pairs, recipe)}.pairs"
-        limit = limit_gb * 1e9
-        index = _read_index(self.path)
-        if index is None or not (index["stored"] or index["needed"] > limit):
-            index = _build(self.path, pairs, recipe, limit=limit, skip=skip)
+        self.path = Path(recipe.cache_dir).absolute() / f"{_key(pairs, recipe)}.npy"
+        index, self._pixels = _load(self.path)
+        if index is None or (self._pixels is None and _fits(index["n_bytes"], recipe)):
+            try:
+                _build(self.path, pairs, recipe)
+            except OSError as error:
+                # Windows: another run has made the same files first and holds them open.
+                if _load(self.path)[1] is None:
+                    raise _unwritable(self.path, error) from error
+            index, self._pixels = _load(self.path)
         bad = _bad_pictures(index, len(pairs))
-        if bad.errors and not (skip and index["good"]):
+        if bad.errors and (recipe.on_bad_picture == "stop" or not index["good"]):
             raise bad
         self.pairs = tuple(pairs[number] for number in index["good"])
         self.sizes = [(height, width) for height, width in index["sizes"]]
         self.dtype = np.dtype(index["dtype"])
-        self.stored: bool = index["stored"]
         self.shapes = [tuple(shape) for shape in index["shapes"]]
-        self.offsets = _offsets(self.shapes, self.dtype)
-        self._bytes: np.ndarray | None = None
+        self.starts = [0, *accumulate(map(math.prod, self.shapes))]
+        self.is_stored = self._pixels is not None
         self.notes: list[str] = []
         if bad.errors:
             left_out = f"{len(bad.errors)} of {len(pairs)} pairs cannot be used and are left out"
-            self.notes.append(f"{left_out}:\n{listed(bad.errors)}")
-        if not self.stored:
+            self.notes.append(f"{left_out}:\n{bad.files()}")
+        if not self.is_stored:
             self.notes.append(
-                f"the cache would need {index['needed'] / 1e9:.1f} GB, over cache_limit_gb "
-                f"{limit_gb:g}: pictures are decoded on the fly"
+                f"the cache would need {index['n_bytes'] / 1e9:.1f} GB, over cache_limit_gb "
+                f"{recipe.cache_limit_gb:g}: pictures are decoded on the fly"
             )
 
     def read(self, index: int) -> np.ndarray:
@@ -93,81 +85,31 @@ class PairCache:
             BadPictures: If the pair is decoded now and its file has vanished or changed.
             OSError: If the cache file has vanished.
         """
-        if not self.stored:
+        if not self.is_stored:
             try:
                 return read_pair(self.pairs[index], self.recipe, self.dtype)
             except PictureError as error:
                 raise BadPictures([error], len(self.pairs), can_skip=False) from error
-        if self._bytes is None:
+        if self._pixels is None:
             try:
-                self._bytes = np.asarray(np.memmap(self.path, mode="r"))
-            except OSError as error:
+                self._pixels = np.asarray(open_memmap(self.path, mode="r"))
+            except (OSError, ValueError) as error:
                 raise OSError(
                     f"the picture cache {self.path} was removed or cannot be read any more "
-                    f"({error.strerror}). Give the same command again to have it made anew"
+                    f"({reason_of(error)}). Give the same command again to have it made anew"
                 ) from error
-        array = self._bytes[self.offsets[index] : self.offsets[index + 1]]
-        return array.view(self.dtype).reshape(self.shapes[index])
+        array = self._pixels[self.starts[index] : self.starts[index + 1]]
+        return array.reshape(self.shapes[index])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapping out: pickled it would be copied, a worker opens the file itself."""
-        return {**self.__dict__, "_bytes": None}
+        return {**self.__dict__, "_pixels": None}
 
 
-def _build(
-    path: Path, pairs: Sequence[Pair], recipe: Recipe, *, limit: float, skip: bool
-) -> dict[str, Any]:
-    """Check and decode all pairs and write the cache file; return its index."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        check = partial(check_pair, recipe=recipe)
-        headers = list(_in_order(pool, check, pairs, "checking pictures"))
-        good = [header for header in headers if isinstance(header, Header)]
-        dtype = np.dtype(np.uint16 if any(h.deep for h in good) else np.uint8)
-        needed = _offsets([shape_of(header, recipe) for header in good], dtype)[-1]
-        index = {"dtype": dtype.name, "needed": needed, "stored": needed <= limit}
-        index |= {"good": [], "shapes": [], "sizes": [], "bad": []}
-
-        def decode(number: int) -> np.ndarray:
-            if isinstance(headers[number], PictureError):
-                raise headers[number]
-            return read_pair(pairs[number], recipe, dtype)
-
-        with _whole_file(path, needed if index["stored"] else 0) as file:
-            arrays = _in_order(pool, decode, range(len(pairs)), "decoding pictures")
-            _write(file, index, zip(headers, arrays, strict=True))
-            if index["bad"] and not skip:
-                raise _bad_pictures(index, len(pairs))
-    return index
-
-
-def _write(file: BinaryIO, index: dict[str, Any], read: Iterable[tuple[Any, Any]]) -> None:
-    """Write the arrays that could be read, fill the index in and write it after them."""
-    for number, (header, array) in enumerate(read):
-        if isinstance(array, PictureError):
-            reasons = {str(file.absolute()): why for file, why in array.reasons.items()}
-            index["bad"].append((reasons, array.advice))
-            continue
-        index["good"].append(number)
-        index["shapes"].append(array.shape)
-        index["sizes"].append((header.height, header.width))
-        if index["stored"]:
-            file.write(array.data)
-    tail = json.dumps(index).encode()
-    file.write(tail + len(tail).to_bytes(8, "little") + MAGIC)
-
-
-def _bad_pictures(index: dict[str, Any], n_pairs: int) -> BadPictures:
-    errors = [
-        PictureError({Path(path): why for path, why in reasons.items()}, advice)
-        for reasons, advice in index["bad"]
-    ]
-    return BadPictures(errors, n_pairs)
-
-
-def _fingerprint(pairs: Sequence[Pair], recipe: Recipe) -> str:
-    """Hash everything that the bytes of the file follow from."""
-    files = [file for pair in pairs for file in (pair.a, pair.b) if file]
-    facts = {"format": FORMAT, "recipe": asdict(recipe), "files": [_facts(f) for f in files]}
+def _key(pairs: Sequence[Pair], recipe: Recipe) -> str:
+    """Hash everything that the arrays follow from."""
+    files = [_facts(file) for pair in pairs for file in (pair.a, pair.b) if file]
+    facts = {"format": FORMAT, "recipe": recipe.of_the_arrays, "files": files}
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
@@ -179,86 +121,101 @@ def _facts(file: Path) -> tuple[str, int, int, int]:
     return str(file.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_mode
 
 
-def _offsets(shapes: Sequence[Sequence[int]], dtype: np.dtype) -> list[int]:
-    """Return where each array begins in the file, and last where the arrays end, in bytes."""
-    return [0, *accumulate(int(np.prod(shape)) * dtype.itemsize for shape in shapes)]
-
-
-def _read_index(path: Path) -> dict[str, Any] | None:
-    """Return the index of a cache file, or None if the file is missing or not whole."""
-    foot = 8 + len(MAGIC)
+def _load(path: Path) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+    """Return the index and the pixels of all pairs, mapped; None for what is missing or damaged."""
     try:
-        with path.open("rb") as file:
-            n_total = file.seek(0, os.SEEK_END)
-            file.seek(max(0, n_total - foot))
-            n_tail, magic = int.from_bytes(file.read(8), "little"), file.read()
-            if magic != MAGIC:
-                return None
-            file.seek(n_total - foot - n_tail)
-            index = json.loads(file.read(n_tail))
+        index = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
-        return None
-    n_bytes = _offsets(index["shapes"], np.dtype(index["dtype"]))[-1] if index["stored"] else 0
-    return index if n_bytes + n_tail + foot == n_total else None
+        return None, None
+    try:
+        pixels = np.asarray(open_memmap(path, mode="r"))
+    except Exception:  # damaged bytes make NumPy raise nearly anything
+        return index, None
+    expected = (np.dtype(index["dtype"]), sum(map(math.prod, index["shapes"])))
+    return index, pixels if (pixels.dtype, pixels.size) == expected else None
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, read: Callable[[Any], Any], items: Sequence[Any], title: str
+def _fits(n_bytes: int, recipe: Recipe) -> bool:
+    return n_bytes <= recipe.cache_limit_gb * 1e9
+
+
+def _bad_pictures(index: dict[str, Any], n_pairs: int) -> BadPictures:
+    errors = [
+        PictureError({Path(path): why for path, why in reasons.items()}, advice)
+        for reasons, advice in index["bad"]
+    ]
+    return BadPictures(errors, n_pairs)
+
+
+def _build(path: Path, pairs: Sequence[Pair], recipe: Recipe) -> None:
+    """Check and decode all pairs and write their files, the index last: it makes them whole."""
+    with whole_file(path.with_suffix(".json")) as draft, ThreadPoolExecutor(N_THREADS) as pool:
+        draft.touch()  # whether it can be written is better known before the work
+        remove_drafts(path.parent)
+        check = partial(check_pair, recipe=recipe)
+        headers = list(_each(pool, check, pairs, "checking pictures"))
+        good = [header for header in headers if isinstance(header, Header)]
+        dtype = np.dtype(np.uint16 if any(header.deep for header in good) else np.uint8)
+        n_bytes = sum(math.prod(shape_of(h, recipe)) for h in good) * dtype.itemsize
+        checked = zip(pairs, headers, strict=True)
+        sound = [head if isinstance(head, PictureError) else pair for pair, head in checked]
+        read = partial(read_pair, recipe=recipe, dtype=dtype)
+        arrays = _each(pool, read, sound, "decoding pictures")
+        store = _npy_file(path, dtype, n_bytes) if _fits(n_bytes, recipe) else None
+        with store or contextlib.nullcontext() as file:
+            index = {"dtype": dtype.name, "n_bytes": n_bytes} | _write(file, headers, arrays)
+            if index["bad"] and recipe.on_bad_picture == "stop":
+                raise _bad_pictures(index, len(pairs))
+        draft.write_text(json.dumps(index))
+
+
+def _write(
+    file: BinaryIO | None,
+    headers: Sequence[Header | PictureError],
+    arrays: Iterator[np.ndarray | PictureError],
+) -> dict[str, Any]:
+    """Write the arrays that could be read, if to a file, and say which, and why others not."""
+    found: dict[str, Any] = {"good": [], "shapes": [], "sizes": [], "bad": []}
+    for number, (header, array) in enumerate(zip(headers, arrays, strict=True)):
+        if isinstance(array, PictureError):
+            reasons = {str(file.absolute()): why for file, why in array.reasons.items()}
+            found["bad"].append((reasons, array.advice))
+            continue
+        found["good"].append(number)
+        found["shapes"].append(array.shape)
+        found["sizes"].append((header.height, header.width))
+        if file:
+            file.write(array.data)
+    return found
+
+
+def _each(
+    pool: Executor, function: Callable[[Any], Any], items: Sequence[Any], title: str
 ) -> Iterator[Any]:
-    """Yield what ``read`` makes of each item, or its PictureError, with a progress bar."""
-
-    def attempt(item: Any) -> Any:
-        try:
-            return read(item)
-        except PictureError as error:
-            return error
-
-    with tqdm(total=len(items), desc=title, unit="pair", leave=False) as bar:
-        for start in range(0, len(items), CHUNK):
-            for result in pool.map(attempt, items[start : start + CHUNK]):
-                yield result
-                bar.update()
+    results = ahead(pool, function, items)
+    return iter(tqdm(results, desc=title, total=len(items), unit="pair", leave=False))
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path, n_bytes: int) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name when it is whole, or not at all."""
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path.parent)
-        free = shutil.disk_usage(path.parent).free
-        if n_bytes > free:
-            raise OSError(f"it needs {n_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
-        handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
-        part = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(part, path)
-    except OSError as error:
-        raise OSError(
-            f"the picture cache {path.parent} cannot be written: {error.strerror or error}. Free "
-            f"some space, set cache_dir to another folder, or lower cache_limit_gb to have "
-            f"pictures decoded each time"
-        ) from error
-    finally:
-        if part:
-            part.unlink(missing_ok=True)
+def _npy_file(path: Path, dtype: np.dtype, n_bytes: int) -> Iterator[BinaryIO]:
+    """Open a ``.npy`` file of numbers in a row, to be written one after the other."""
+    check_space(path.parent, n_bytes)
+    header = {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": (0,)}
+    with whole_file(path) as draft, draft.open("wb") as file:
+        write_array_header_1_0(file, header)
+        start = file.tell()
+        yield file
+        # NumPy's header has room for the length to grow.
+        header["shape"] = ((file.tell() - start) // dtype.itemsize,)
+        file.seek(0)
+        write_array_header_1_0(file, header)
 
 
-def _publish(part: Path, path: Path) -> None:
-    try:
-        part.replace(path)
-    except PermissionError:
-        # Windows: another run has finished the same file first and holds it open.
-        if _read_index(path) is None:
-            raise
-
-
-def _remove_stale(folder: Path) -> None:
-    for part in folder.glob("*.part"):
-        with contextlib.suppress(OSError):  # another run may remove it first
-            if time.time() - part.stat().st_mtime > STALE_S:
-                part.unlink()
+def _unwritable(path: Path, error: OSError) -> OSError:
+    advice = "Set cache_dir to a folder of your own"
+    if is_full(error):
+        advice = (
+            "Free some space, set cache_dir to another folder, or lower cache_limit_gb to have "
+            "pictures decoded each time"
+        )
+    return OSError(f"the picture cache {path} cannot be written: {reason_of(error)}. {advice}")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
+
+from pictures.layouts import listed
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-MAX_LISTED = 20  # bad pictures named in a message
 
 
 class PictureError(ValueError):
@@ -25,8 +26,12 @@ class PictureError(ValueError):
         super().__init__(reasons, advice)
         self.reasons, self.advice = reasons, advice
 
+    def lines(self) -> list[str]:
+        """Return each file with what is wrong with it."""
+        return [f"{_printable(path)}: {why}" for path, why in self.reasons.items()]
+
     def __str__(self) -> str:
-        return "\n".join(f"  {_printable(path)}: {why}" for path, why in self.reasons.items())
+        return listed(self.lines())
 
 
 class BadPictures(ValueError):  # noqa: N818 - the pictures, as listed, are the error
@@ -49,24 +54,20 @@ class BadPictures(ValueError):  # noqa: N818 - the pictures, as listed, are the 
         return "\n".join(
             [
                 f"{len(self.errors)} of {self.n_pairs} pairs cannot be used:",
-                listed(self.errors),
+                self.files(),
                 *advice,
                 "Repair or remove the files listed" + skip * self.can_skip,
             ]
         )
 
+    def files(self) -> str:
+        """List the files and what is wrong with them, one a line, the first ones of many."""
+        return listed([line for error in self.errors for line in error.lines()])
+
     @classmethod
     def joined(cls, parts: Sequence["BadPictures"]) -> "BadPictures":
         """Join the lists of several data sets into one."""
         return cls([e for part in parts for e in part.errors], sum(p.n_pairs for p in parts))
-
-
-def listed(errors: Sequence[PictureError]) -> str:
-    """List the files and what is wrong with them, one a line, the first ones of many."""
-    lines = "\n".join(str(error) for error in errors).splitlines()
-    if len(lines) > MAX_LISTED:
-        lines[MAX_LISTED:] = [f"  and {len(lines) - MAX_LISTED} more"]
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -132,19 +133,22 @@ def decode(image: Image.Image, name: str = "the picture") -> Decoded:
         PictureError: It is of a kind that has no agreed meaning here.
     """
     _check_kind(Path(name), image)
+    deep, upright = _is_deep(image), _upright(image)
     alpha = None
-    if image.has_transparency_data and not _is_deep(image):
-        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-        alpha = _upright(alpha[..., None], _orientation_left(image))
-    return Decoded(pixels_of(image), alpha)
+    if upright.has_transparency_data and not deep:
+        alpha = np.asarray(upright.convert("RGBA").getchannel("A"))[..., None]
+    return Decoded(_array(upright, deep), alpha)
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
     """Return the pixels of an opened picture as ``read_picture`` does."""
+    return _array(_upright(image), _is_deep(image))
+
+
+def _array(image: Image.Image, deep: bool) -> np.ndarray:
     # A 16-bit picture may have its bytes in either order.
-    deep = _is_deep(image)
     pixels = np.asarray(image).astype(np.uint16) if deep else np.asarray(_plain(image))
-    return _upright(pixels.reshape(*pixels.shape[:2], -1), _orientation_left(image))
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def image_of(pixels: np.ndarray) -> Image.Image:
@@ -231,9 +235,15 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _orientation_left(image: Image.Image) -> int:
-    """Return how an opened picture must still be turned after it was decoded."""
-    return 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF itself
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # which turns a TIFF, and finds what a PNG tells after its pixels
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation = _orientation(image)
+    if orientation == 1:
+        return image
+    image = image.copy()
+    image.info["exif"] = exif.tobytes()  # alone: over other data that are damaged Pillow stumbles
+    return ImageOps.exif_transpose(image)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -243,16 +253,6 @@ def _orientation(image: Image.Image) -> int:
     with contextlib.suppress(Exception):  # damaged EXIF data do not spoil the picture
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if value in range(1, 9) else 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _printable(path: Path) -> str:

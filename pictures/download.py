@@ -1,30 +1,27 @@
 """Fetch a data set of the paper: its archive is checked whole before anything is unpacked."""
 
 import contextlib
-import errno
 import gzip
 import os
-import shutil
 import tarfile
 import tempfile
-import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from http.client import HTTPException
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from tqdm.auto import tqdm
 
+from disk import check_space, reason_of, whole_folder
 from pictures.layouts import SUFFIXES
 
 ARCHIVES = ("facades", "maps", "cityscapes", "edges2shoes", "edges2handbags", "night2day")
 KAGGLE = "https://www.kaggle.com/datasets/vikramtiwari/pix2pix-dataset"
 TIMEOUT_S = 30  # without a byte from the server
 CHUNK = 1 << 18  # bytes
-STALE_S = 24 * 3600  # a folder that nothing was written to for so long was left by a killed run
 
 
 class DownloadError(OSError):
@@ -34,8 +31,8 @@ class DownloadError(OSError):
 def fetch(name: str, *, mirror: str, data_dir: Path = Path("data")) -> Path:
     """Fetch ``mirror/NAME.tar.gz``, unpack it as ``data_dir/NAME`` unless that exists, return that.
 
-    All is made in a hidden folder beside that and renamed when whole, so a failure leaves nothing
-    half-made. If another process finishes the same data set first, its folder is kept.
+    It is unpacked beside that and renamed when whole, so a failure leaves nothing half-made. If
+    another process finishes the same data set first, its folder is kept.
 
     Args:
         name: One of ARCHIVES.
@@ -53,49 +50,40 @@ def fetch(name: str, *, mirror: str, data_dir: Path = Path("data")) -> Path:
     if target.is_dir():
         return target
     address = f"{mirror.rstrip('/')}/{name}.tar.gz"
-    with _explained(address, target), _workshop(target) as work:
-        archive = Path(os.path.expanduser(address))
-        if mirror.lower().startswith(("http://", "https://")):
-            archive = work / archive.name
-            _download(address, archive)
-        _unpack(archive, work / "unpacked")
-        _publish(work / "unpacked", target)
+    with _explained(address, target):
+        if target.exists() or target.is_symlink():
+            raise ValueError(f"{target} is in the way and no folder; move it elsewhere")
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with _archive(address, data_dir) as archive, whole_folder(target) as folder:
+            _unpack(archive, folder, name)
     return target
 
 
 @contextlib.contextmanager
-def _workshop(target: Path) -> Iterator[Path]:
-    """Yield a new hidden folder beside ``target``, which is removed in the end."""
-    if target.exists() or target.is_symlink():
-        raise ValueError(f"{target} is in the way and no folder; move it elsewhere")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}-*.part"):
-        with contextlib.suppress(OSError):  # another run may remove it first
-            if time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > STALE_S:
-                shutil.rmtree(left)
-    work = tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent)
-    try:
-        yield Path(work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _download(address: str, archive: Path) -> None:
-    """Write the file at ``address`` to ``archive``, or raise unless all of it came."""
-    with urlopen(address, timeout=TIMEOUT_S) as response, archive.open("wb") as file:
-        expected = response.length  # bytes; None where the server does not say
-        _check_space(archive.parent, 2 * (expected or 0))  # pictures hardly compress
-        with tqdm(total=expected, desc=archive.name, unit="B", unit_scale=True) as bar:
-            while chunk := response.read1(CHUNK):
-                bar.update(file.write(chunk))
+def _archive(address: str, folder: Path) -> Iterator[BinaryIO]:
+    """Open the archive at ``address``, which comes from a server into a nameless file first."""
+    if not address.lower().startswith(("http://", "https://")):
+        with open(os.path.expanduser(address), "rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        with urlopen(address, timeout=TIMEOUT_S) as answer:
+            expected = answer.length  # bytes; None where the server does not say
+            check_space(folder, 2 * (expected or 0))  # pictures hardly compress
+            name = address.rpartition("/")[2]
+            with tqdm(total=expected, desc=name, unit="B", unit_scale=True) as bar:
+                while chunk := answer.read1(CHUNK):
+                    bar.update(file.write(chunk))
         if expected not in (None, file.tell()):
             raise ValueError(f"the connection broke after {file.tell()} of {expected} bytes")
+        file.seek(0)
+        yield file
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack ``archive`` into the new ``folder``, after checking all of it."""
-    with archive.open("rb") as file:
-        head = file.read(512)
+def _unpack(archive: BinaryIO, folder: Path, name: str) -> None:
+    """Unpack ``archive``, or the one folder NAME that is all it holds, after checking all of it."""
+    head = archive.read(512)
+    archive.seek(0)
     if not head.startswith(b"\x1f\x8b"):
         kind = "a zip file" if head.startswith(b"PK") else f"one that begins with {head[:12]!r}"
         kind = "a web page" if head.lstrip().startswith(b"<") else kind
@@ -104,13 +92,22 @@ def _unpack(archive: Path, folder: Path) -> None:
         members = list(tqdm(tar, desc="checking", unit="file", leave=False))
         _check_members(members)
         _check_end(stream)
-        _check_space(folder.parent, sum(member.size for member in members))
-        folder.mkdir()
+        check_space(folder, sum(member.size for member in members))
+        members = _lifted(members, name)
         files = tqdm(members, desc="unpacking", unit="file", leave=False)
         tar.extractall(folder, members=files, filter="data")
 
 
-def _check_members(members: Sequence[tarfile.TarInfo]) -> None:
+def _lifted(members: list[tarfile.TarInfo], name: str) -> list[tarfile.TarInfo]:
+    """Return the members without the folder NAME, if all lie in it."""
+    parts = [PurePosixPath(member.name).parts for member in members]
+    if {inside[0] for inside in parts if inside} != {name}:
+        return members
+    lifted = zip(members, ("/".join(inside[1:]) for inside in parts), strict=True)
+    return [member.replace(name=path, deep=False) for member, path in lifted if path]
+
+
+def _check_members(members: list[tarfile.TarInfo]) -> None:
     """Refuse what could write outside its folder, and archives that hold no pictures."""
     for member in members:
         path = PureWindowsPath(member.name)  # knows drive letters and both slashes
@@ -130,22 +127,6 @@ def _check_end(stream: BinaryIO) -> None:
         raise tarfile.ReadError("no end mark")
     while stream.read(CHUNK):  # gzip compares its checksum at the very end
         pass
-
-
-def _check_space(folder: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        raise ValueError(f"it needs {n_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
-
-
-def _publish(folder: Path, target: Path) -> None:
-    """Rename ``folder``, or the one folder NAME that is all it holds, to ``target``."""
-    nested = folder / target.name
-    try:
-        (nested if list(folder.iterdir()) == [nested] else folder).rename(target)
-    except OSError:  # another process was first, or the disk failed
-        if not target.is_dir():
-            raise
 
 
 @contextlib.contextmanager
@@ -175,8 +156,5 @@ def _reason(error: Exception) -> str:
         return f"the connection failed ({cause})"
     if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile | tarfile.TarError):
         return f"the archive is damaged or cut short ({error})"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full; free some space"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.strerror} ({error.filename})"
-    return str(error)
+    where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+    return reason_of(error) + where

@@ -1,9 +1,7 @@
 """From picture files to picture files: what to read, where to write, and both ahead of time."""
 
-import errno
 import glob
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -14,8 +12,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from pictures.layouts import SUFFIXES, check_folder, normal_name, pictures_below
+from disk import is_full, reason_of, whole_file
 from pictures.decode import Decoded, PictureError, decode, image_of, opened, pixels_of
+from pictures.layouts import SUFFIXES, check_folder, listed, normal_name, pictures_below
 
 A, B = TypeVar("A"), TypeVar("B")
 FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -98,12 +97,12 @@ def _check_targets(jobs: list[Job]) -> None:
             place = _place(target)
             if place in taken:
                 what = "overwrite" if place in inputs else "be that of"
-                clashes.append(f"  {target}, from {job.source}, would {what} {taken[place]}")
+                clashes.append(f"{target}, from {job.source}, would {what} {taken[place]}")
             taken[place] = job.source
     if clashes:
         raise ValueError(
-            "\n".join(["Outputs would overwrite pictures:", *clashes[:20]])
-            + "\nGive another folder for the outputs, or rename the pictures listed."
+            f"Outputs would overwrite pictures:\n{listed(clashes)}\n"
+            "Give another folder for the outputs, or rename the pictures listed."
         )
 
 
@@ -112,59 +111,60 @@ def _place(path: Path) -> str:
     return normal_name(os.path.realpath(path)).casefold()
 
 
-def read(job: Job) -> tuple[Job, Decoded | PictureError]:
-    """Return a job with its picture, or with what is wrong with that."""
-    try:
-        with opened(job.source) as image:
-            return job, decode(image)
-    except PictureError as error:
-        return job, error
-
-
-def save(output: tuple[Path, Image.Image]) -> PictureError | None:
-    """Write a picture so that no moment leaves half of it under its name.
-
-    Returns:
-        Why it could not be written, or None.
+def read(job: Job) -> Decoded:
+    """Return the picture of a job.
 
     Raises:
+        PictureError: It cannot be read.
+    """
+    with opened(job.source) as image:
+        return decode(image)
+
+
+def save(output: tuple[Path, Image.Image]) -> None:
+    """Write a picture so that no moment leaves half of it under its name.
+
+    Raises:
+        PictureError: It cannot be written.
         OSError: The disk is full, as it will be for the next one.
     """
     path, image = output
-    try:
-        _write(path, image)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(
-                f"{path} cannot be written: the disk is full; free some space."
-            ) from error
-        return PictureError({path: f"it cannot be written ({error.strerror or error})"})
-    return None
-
-
-def _write(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.part")
     form = FORMATS[path.suffix.lower()]
     if form == "JPEG":
         image = image_of(pixels_of(image))  # over white: it knows no transparency
         if image.mode == "I;16":
             image = image_of((np.asarray(image)[..., None] // 257).astype(np.uint8))
     try:
-        image.save(temporary, format=form, **({"quality": 95} if form == "JPEG" else {}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as draft:
+            image.save(draft, format=form, **({"quality": 95} if form == "JPEG" else {}))
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise PictureError({path: f"it cannot be written ({reason_of(error)})"}) from error
 
 
 def ahead(
-    pool: Executor, function: Callable[[A], B], items: Iterable[A], depth: int = 8
-) -> Iterator[B]:
-    """Yield ``function`` of each item, in order, while a few more are being worked on."""
-    waiting: deque[Future[B]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > depth:
+    pool: Executor, function: Callable[[A], B], items: Iterable[A | PictureError], depth: int = 8
+) -> Iterator[B | PictureError]:
+    """Yield ``function`` of each item, in order, while more are being worked on.
+
+    Instead of a result comes the PictureError that was raised, or that the item was already.
+    """
+    waiting: deque[Future[B | PictureError]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(_attempt, function, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _attempt(function: Callable[[A], B], item: A | PictureError) -> B | PictureError:
+    try:
+        return item if isinstance(item, PictureError) else function(item)
+    except PictureError as error:
+        return error

@@ -12,7 +12,6 @@ from pathlib import Path
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 VAL_NAMES = ("val", "validation", "test")
 DEPTH = 2  # unpacked archives nest: GIVEN/maps/maps/train
-MAX_LISTED = 20  # names in a message
 
 Pattern = tuple[str, str | None]
 Halves = tuple[Path, Path | None]  # the folders of A and B, or of both side by side and None
@@ -76,16 +75,7 @@ class Split:
         return f"{name}: {counts}, {self.layout}, {spread}"
 
 
-def find_pairs(
-    dataset: Path,
-    *,
-    train_dir: str = "",
-    val_dir: str = "",
-    input_dir: str = "",
-    target_dir: str = "",
-    val_fraction: float = 0.1,
-    seed: int = 0,
-) -> Split:
+def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **named: str) -> Split:
     """Find the training and validation pairs below a folder.
 
     Folders that are named are taken. Otherwise each folder from ``dataset`` to two levels below
@@ -101,27 +91,20 @@ def find_pairs(
 
     Args:
         dataset: The folder of the data set.
-        train_dir: Folder of the training pictures (or of folders A and B), absolute or relative
-            to ``dataset``; empty to look for it.
-        val_dir: The same for the validation pictures.
-        input_dir: Folder of the pictures A, absolute or relative to ``dataset``. Goes with
-            ``target_dir``; the pairs are split by ``val_fraction``.
-        target_dir: Folder of the pictures B.
-        val_fraction: Share of the pairs held out where there is no validation set, above 0 and
-            below 1; at least one pair is held out and one kept.
+        val_fraction: Share of the pairs held out where there is no validation set; at least one
+            pair is held out and one kept.
         seed: Chooses which pairs are held out.
+        **named: Folders to take, absolute or relative to ``dataset``: ``train_dir`` with or without
+            ``val_dir``, of pictures or of folders A and B; or ``input_dir`` and ``target_dir``,
+            whose pairs are split by ``val_fraction``.
 
     Raises:
         OSError: If a folder is missing, is a file, or cannot be read.
         ValueError: If there are no pictures, too few, names that do not pair up, or more than
             one place to choose from.
     """
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must be above 0 and below 1, not {val_fraction}")
     dataset = Path(dataset)
-    if any((train_dir, val_dir, input_dir, target_dir)):
-        named = {"train_dir": train_dir, "val_dir": val_dir}
-        named |= {"input_dir": input_dir, "target_dir": target_dir}
+    if named:
         root, train, val = dataset, *_named_folders(dataset, named)
     else:
         check_folder(dataset, "the data set")
@@ -154,13 +137,7 @@ def pictures_below(folder: Path) -> list[Path]:
 
 def _named_folders(dataset: Path, named: dict[str, str]) -> tuple[Halves, Halves | None]:
     """Return the training and validation folders that the settings name."""
-    given = {name: dataset / folder for name, folder in named.items() if folder}
-    if set(given) not in ({"train_dir"}, {"train_dir", "val_dir"}, {"input_dir", "target_dir"}):
-        raise ValueError(
-            f"of the folders, only {' and '.join(given)} is set. Set input_dir and target_dir "
-            f"together, or train_dir with or without val_dir, or none to have the folders looked "
-            f"for"
-        )
+    given = {name: dataset / folder for name, folder in named.items()}
     for name, folder in given.items():
         check_folder(folder, name)
     first, *second = given.values()
@@ -182,14 +159,11 @@ def _look_for(dataset: Path) -> tuple[Path, Halves, Halves | None]:
     if not found:
         raise ValueError(_no_pictures(dataset))
     if len(found) > 1:
-        lines = [" and ".join(str(d) for d in halves if d) for _, _, halves in found]
-        if len(lines) > MAX_LISTED:
-            lines[MAX_LISTED:] = [f"and {len(lines) - MAX_LISTED} more"]
-        listed = "\n".join(f"  {line}" for line in lines)
+        sets = [" and ".join(str(d) for d in halves if d) for _, _, halves in found]
         raise ValueError(
-            f"{dataset} holds more than one set of pictures:\n{listed}\nExpected one. Give the "
-            f"folder of one as the data set, or set train_dir and val_dir; if two of these hold "
-            f"inputs and targets, set input_dir and target_dir to them"
+            f"{dataset} holds more than one set of pictures:\n{listed(sets)}\n"
+            f"Expected one. Give the folder of one as the data set, or set train_dir and val_dir; "
+            f"if two of these hold inputs and targets, set input_dir and target_dir to them"
         )
     root, pattern, train = found[0]
     if pattern in WITHOUT_SPLIT:
@@ -242,8 +216,9 @@ def _pair_up(halves: Halves, problems: list[str]) -> tuple[Pair, ...]:
     for folder, here, there in sides:
         alone = [files[0].name for stem, files in here.items() if stem not in there]
         double = [" = ".join(f.name for f in files) for files in here.values() if len(files) > 1]
-        problems += [f"  only in {folder}: {_some(alone)}"] if alone else []
-        problems += [f"  the same name in {folder}: {_some(double)}"] if double else []
+        for what, names in (("only", alone), ("the same name", double)):
+            if names:
+                problems.append(f"  {what} in {folder}: {', '.join(shortened(names))}")
     if b is None:
         return tuple(Pair(files[0]) for files in ours.values())
     return tuple(Pair(files[0], theirs[stem][0]) for stem, files in ours.items() if stem in theirs)
@@ -254,11 +229,6 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     for picture in pictures_in(folder):
         stems.setdefault(normal_name(picture.stem).casefold(), []).append(picture)
     return stems
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def _split(split: Split, val_fraction: float, seed: int) -> Split:
@@ -348,6 +318,17 @@ def _entries(folder: Path) -> list[Path]:
         ) from error
     shown = (n for n in names if not n.startswith(".") and n != "__MACOSX")
     return [folder / n for n in sorted(shown, key=lambda n: (normal_name(n).casefold(), n))]
+
+
+def shortened(items: Sequence[str], most: int = 20) -> list[str]:
+    """Return ``items``, or the first ones of many and how many are left."""
+    left = len(items) - most
+    return [*items[:most], f"and {left} more"] if left > 0 else list(items)
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Return ``lines``, or the first ones of many, indented, one below the other."""
+    return "\n".join(f"  {line}" for line in shortened(lines))
 
 
 def normal_name(name: str) -> str:

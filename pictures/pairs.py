@@ -1,18 +1,14 @@
 """Turn a pair on disk into one channel-stacked array, the input's channels before the target's."""
 
-import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-# albumentations asks a server for newer versions when imported, unless this is set before.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 import cv2
 import numpy as np
 
-from pictures.layouts import Pair
 from pictures.decode import Header, PictureError, read_header, read_picture
+from pictures.layouts import Pair
 
 MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
 MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk
@@ -24,51 +20,41 @@ _ADVICE = (
     "halves are equal but not square, and input_dir and target_dir if inputs and targets are files "
     "of their own"
 )
-_CHOICES = {
-    "direction": ("AtoB", "BtoA"),
-    "input_nc": (1, 3),
-    "output_nc": (1, 3),
-    "nearest": ("none", "input", "target", "both"),
-}
+# What happens to a pair after it was stacked, or does not change it.
+_LATER = ("load_size", "crop_size", "augment", "flip", "seed")
+_LATER += ("on_bad_picture", "cache_dir", "cache_limit_gb")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a pair on disk becomes one array.
+    """How pairs become samples: each field but the last as the setting of that name says."""
 
-    Attributes:
-        size: Pixels that both sides, or with keep_aspect the shorter one, are resized to.
-        direction: "AtoB" or "BtoA".
-        input_nc: Channels of the input, 1 or 3; grey and colour are converted.
-        output_nc: Channels of the target, 1 or 3.
-        keep_aspect: Whether to scale both sides alike instead of squeezing them to a square.
-        nearest: Which pictures are resized by nearest neighbour, so that label colours stay as
-            they are: "none", "input", "target" or "both".
-        square_halves: Whether the halves of a side-by-side picture must be square, which tells
-            it from a single picture.
-    """
+    load_size: int
+    crop_size: int
+    flip: bool
+    seed: int
+    direction: str
+    input_nc: int
+    output_nc: int
+    keep_aspect: bool
+    nearest: str
+    square_halves: bool
+    on_bad_picture: str
+    cache_dir: str
+    cache_limit_gb: float
+    augment: bool
+    """True to train on the pairs, False to validate on them."""
 
-    size: int
-    direction: str = "AtoB"
-    input_nc: int = 3
-    output_nc: int = 3
-    keep_aspect: bool = False
-    nearest: str = "none"
-    square_halves: bool = True
+    @property
+    def size(self) -> int:
+        """Pixels that both sides, or with keep_aspect the shorter one, are resized to."""
+        return self.load_size if self.augment else self.crop_size
 
-    def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            ValueError: If a field has a value that is not allowed.
-        """
-        for field, allowed in _CHOICES.items():
-            value = getattr(self, field)
-            if value not in allowed:
-                raise ValueError(
-                    f"{field} must be one of {', '.join(map(str, allowed))} for picture files, "
-                    f"not {value!r}"
-                )
+    @property
+    def of_the_arrays(self) -> dict[str, Any]:
+        """The settings that the arrays of ``read_pair`` follow from."""
+        decisive = {name: value for name, value in asdict(self).items() if name not in _LATER}
+        return decisive | {"size": self.size}
 
 
 def check_pair(pair: Pair, recipe: Recipe) -> Header:
@@ -197,9 +183,10 @@ def _to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def resize(pixels: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
     """Resize (height, width, channels) to the height and width that ``shape`` begins with."""
+    height, width = shape[:2]
+    is_smaller = height < pixels.shape[0] or width < pixels.shape[1]
     # Area averages all that one pixel comes to stand for; cubic keeps edges when enlarging.
-    method = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_CUBIC
-    resize = A.Resize(
-        *shape[:2], interpolation=method, area_for_downscale=None if nearest else "image"
-    )
-    return resize(image=pixels)["image"]
+    method = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+    method = cv2.INTER_NEAREST_EXACT if nearest else method
+    # OpenCV drops the dimension of a single channel.
+    return cv2.resize(pixels, (width, height), interpolation=method).reshape(height, width, -1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from pictures import decode
 from pictures.decode import BadPictures, Header, PictureError, read_header, read_picture
@@ -166,6 +166,20 @@ def test_exif_turns_the_picture_upright(tmp_path: Path, orientation: int, suffix
 def test_damaged_exif_is_passed_over(tmp_path: Path) -> None:
     path = saved(tmp_path / "1.jpg", COLOUR, exif=b"Exif\x00\x00broken")
     assert read_picture(path).shape == COLOUR.shape
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_picture_whose_exif_is_damaged_elsewhere_is_turned(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.XResolution] = 3, 72.0
+    damaged = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")  # called a text
+    path = saved(tmp_path / f"1.{kind}", COLOUR, exif=damaged)
+    with Image.open(path) as image, pytest.raises(TypeError):
+        ImageOps.exif_transpose(image)  # the damage that this is about
+    plain = read_picture(saved(tmp_path / f"2.{kind}", COLOUR))
+    with Image.open(path) as image:
+        for _ in range(2):  # and stays as it was
+            assert np.array_equal(decode.decode(image).pixels, plain[::-1, ::-1])
 
 
 def test_a_phone_picture_with_a_second_picture_in_it_is_read(tmp_path: Path) -> None:

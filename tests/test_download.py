@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from pictures import download
 from pictures.download import KAGGLE, DownloadError, fetch
@@ -126,7 +128,7 @@ def test_fetched_from_an_address(server: Server, length: int | None, capsys: pyt
     assert Path("data/maps/val/1.jpg").read_bytes() == BYTES
     assert os.listdir("data") == ["maps"]
     assert server.asked == ["/base/maps.tar.gz"]
-    assert [re.fullmatch(r"\.maps-.*\.part", name) is not None for name in half_made] == [True]
+    assert "maps" not in half_made
     assert re.search(r"maps\.tar\.gz: .*1\d\dk", capsys.readouterr().err)
 
 
@@ -294,18 +296,18 @@ def test_the_data_filter_is_on(server: Server, monkeypatch: pytest.MonkeyPatch):
 def test_too_little_space_is_said_before_the_download(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    usage = download.shutil.disk_usage(".")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     server.length = 60_000  # 120 kB with what is in it
-    refused(server.mirror, "needs 0.00 GB and 0.00 GB are free")
+    refused(server.mirror, "0.00 GB are needed and 0.00 GB are free (data")
 
 
 def test_too_little_space_for_what_is_in_it(server: Server, monkeypatch: pytest.MonkeyPatch):
-    usage = download.shutil.disk_usage(".")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     server.body = tar_gz(*PAIRS, content=bytes(2_000_000))
     assert len(server.body) < 50_000
-    refused(server.mirror, "needs 0.01 GB")
+    refused(server.mirror, "0.01 GB are needed")
 
 
 @pytest.mark.parametrize("call", ["open", "extract"])
@@ -320,10 +322,10 @@ def test_a_full_disk(server: Server, call: str, monkeypatch: pytest.MonkeyPatch)
         raise full
 
     if call == "open":
-        monkeypatch.setattr(Path, "open", lambda path, mode: FullFile())
+        monkeypatch.setattr(download.tempfile, "TemporaryFile", lambda dir: FullFile())
     else:
         monkeypatch.setattr(tarfile, "copyfileobj", fail)
-    refused(server.mirror, "disk is full")
+    refused(server.mirror, "No space left on device")
 
 
 @pytest.mark.parametrize("name", ["mkdir", "rename"])
@@ -352,8 +354,8 @@ def test_a_file_in_the_way(server: Server, link: bool):
 def start_fetching(server: Server) -> subprocess.Popen:
     """Fetch maps in a process of its own, as two users of one folder would."""
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # as typed
-    code += f"from download import fetch; fetch('maps', mirror={server.mirror!r})"
-    environment = os.environ | {"PYTHONPATH": str(Path(download.__file__).parent)}
+    code += f"from pictures.download import fetch; fetch('maps', mirror={server.mirror!r})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -386,14 +388,14 @@ def test_ctrl_c_while_unpacking(server: Server, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_a_killed_run_left_is_no_hindrance(server: Server):
     for name, hours in (("old", 25), ("fresh", 0), ("busy", 25)):
-        folder = Path(f"data/.maps-{name}.part")
+        folder = Path(f"data/.1234-{name}.part")
         folder.mkdir(parents=True)
         (folder / "maps.tar.gz").write_bytes(b"half")
         past = time.time() - hours * 3600
         os.utime(folder / "maps.tar.gz", (past, past) if name == "old" else None)
         os.utime(folder, (past, past))
     fetch("maps", mirror=server.mirror)
-    assert sorted(os.listdir("data")) == [".maps-busy.part", ".maps-fresh.part", "maps"]
+    assert sorted(os.listdir("data")) == [".1234-busy.part", ".1234-fresh.part", "maps"]
 
 
 def test_two_at_once(server: Server):

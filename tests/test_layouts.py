@@ -136,8 +136,6 @@ def test_a_named_training_folder_alone_is_split(tmp_path: Path) -> None:
 
 def test_named_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     place(tmp_path / "learn", "1.png", "2.png")
-    with pytest.raises(ValueError, match="only val_dir is set"):
-        find_pairs(tmp_path, val_dir="learn")
     with pytest.raises(ValueError, match="the same folder"):
         find_pairs(tmp_path, train_dir="learn", val_dir="../" + tmp_path.name + "/learn")
     with pytest.raises(FileNotFoundError, match=r"val_dir .*did you mean .*learn"):
@@ -206,12 +204,6 @@ def test_one_pair_cannot_be_split(tmp_path: Path) -> None:
     place(tmp_path, "1.png")
     with pytest.raises(ValueError, match="at least two are needed"):
         find_pairs(tmp_path)
-
-
-@pytest.mark.parametrize("val_fraction", [0, 1, -0.5, 2])
-def test_val_fraction_is_checked(tmp_path: Path, val_fraction: float) -> None:
-    with pytest.raises(ValueError, match="val_fraction must be above 0 and below 1"):
-        find_pairs(tmp_path, val_fraction=val_fraction)
 
 
 def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +288,7 @@ def test_everything_that_does_not_pair_up_is_listed_at_once(tmp_path: Path) -> N
         f"  the same name in {tmp_path / 'trainA'}: 2.jpg = 2.png\n",
         f"  only in {tmp_path / 'trainB'}: widow.png\n",
         f"  only in {tmp_path / 'valA'}: 01.png, 02.png, ",
-        ", 20.png and 10 more\n",
+        ", 20.png, and 10 more\n",
     ):
         assert line in str(caught.value)
     assert "Rename, add or remove" in str(caught.value)
@@ -325,22 +317,6 @@ def test_two_folders_of_other_names_are_listed_with_the_settings(tmp_path: Path)
     with pytest.raises(ValueError, match="set input_dir and target_dir to them") as caught:
         find_pairs(tmp_path)
     assert f"  {tmp_path / 'photos'}" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "named",
-    [
-        {"input_dir": "x"},
-        {"target_dir": "x"},
-        {"input_dir": "x", "target_dir": "y", "train_dir": "z"},
-        {"input_dir": "x", "train_dir": "y"},
-    ],
-)
-def test_folders_named_in_a_way_that_makes_no_sense_are_refused(
-    tmp_path: Path, named: dict[str, str]
-) -> None:
-    with pytest.raises(ValueError, match="Set input_dir and target_dir together"):
-        find_pairs(tmp_path, **named)
 
 
 def test_input_and_target_must_be_two_folders(tmp_path: Path) -> None:

@@ -7,11 +7,32 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from pictures.decode import Header, PictureError
 from pictures.layouts import Pair
 from pictures.pairs import Recipe, check_pair, read_pair, shape_of
-from pictures.decode import Header, PictureError
 
 U8, U16 = np.dtype(np.uint8), np.dtype(np.uint16)
+
+
+def recipe(size: int = 32, **changes: Any) -> Recipe:
+    """Return the usual recipe, with pictures of so many pixels, and some changes."""
+    usual = {
+        "load_size": size,
+        "crop_size": size,
+        "flip": True,
+        "seed": 0,
+        "direction": "AtoB",
+        "input_nc": 3,
+        "output_nc": 3,
+        "keep_aspect": False,
+        "nearest": "none",
+        "square_halves": True,
+        "on_bad_picture": "stop",
+        "cache_dir": "cache",
+        "cache_limit_gb": 16.0,
+        "augment": True,
+    }
+    return Recipe(**(usual | changes))
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -23,9 +44,9 @@ def saved(path: Path, pixels: np.ndarray, **options: Any) -> Path:
     return path
 
 
-def problem(pair: Pair, recipe: Recipe | None = None) -> PictureError:
+def problem(pair: Pair, used: Recipe | None = None) -> PictureError:
     with pytest.raises(PictureError) as caught:
-        check_pair(pair, recipe or Recipe(32))
+        check_pair(pair, used or recipe())
     return caught.value
 
 
@@ -35,17 +56,17 @@ def problem(pair: Pair, recipe: Recipe | None = None) -> PictureError:
 def test_two_files_are_stacked_as_the_direction_says(tmp_path: Path) -> None:
     a, b = noise(32, 32, 1), noise(32, 32, 2)
     pair = Pair(saved(tmp_path / "a.png", a), saved(tmp_path / "b.png", b))
-    assert np.array_equal(read_pair(pair, Recipe(32), U8), np.dstack([a, b]))
-    turned = Recipe(32, direction="BtoA")
+    assert np.array_equal(read_pair(pair, recipe(), U8), np.dstack([a, b]))
+    turned = recipe(direction="BtoA")
     assert np.array_equal(read_pair(pair, turned, U8), np.dstack([b, a]))
-    assert check_pair(pair, Recipe(32)) == Header(32, 32, deep=False)
+    assert check_pair(pair, recipe()) == Header(32, 32, deep=False)
 
 
 def test_files_of_different_scale_are_brought_to_the_same(tmp_path: Path) -> None:
     large, small = noise(64, 64), np.full((32, 32, 3), 7, np.uint8)
     pair = Pair(saved(tmp_path / "a.png", large), saved(tmp_path / "b.png", small))
-    assert check_pair(pair, Recipe(32)) == Header(64, 64, deep=False)
-    read = read_pair(pair, Recipe(32), U8)
+    assert check_pair(pair, recipe()) == Header(64, 64, deep=False)
+    read = read_pair(pair, recipe(), U8)
     assert (read[..., 3:] == 7).all()
     assert np.abs(read[..., :3] - large.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))).max() <= 0.5
 
@@ -71,7 +92,7 @@ def test_each_file_is_turned_by_its_own_exif(tmp_path: Path) -> None:
     pair = Pair(
         saved(tmp_path / "a.png", np.rot90(pixels), exif=exif), saved(tmp_path / "b.png", pixels)
     )
-    read = read_pair(pair, Recipe(32, keep_aspect=True), U8)
+    read = read_pair(pair, recipe(keep_aspect=True), U8)
     assert np.array_equal(read, np.dstack([pixels, pixels]))
 
 
@@ -82,9 +103,9 @@ def test_exif_turns_both_halves_together(tmp_path: Path) -> None:
     whole, exif = noise(32, 64), Image.Exif()
     exif[ExifTags.Base.Orientation] = 8
     pair = Pair(saved(tmp_path / "1.png", np.rot90(whole, -1), exif=exif))
-    assert check_pair(pair, Recipe(32)) == Header(32, 32, deep=False)
+    assert check_pair(pair, recipe()) == Header(32, 32, deep=False)
     expected = np.dstack([whole[:, :32], whole[:, 32:]])
-    assert np.array_equal(read_pair(pair, Recipe(32), U8), expected)
+    assert np.array_equal(read_pair(pair, recipe(), U8), expected)
 
 
 @pytest.mark.parametrize(
@@ -105,20 +126,20 @@ def test_a_single_picture_is_not_cut(tmp_path: Path, height: int, width: int, lo
     assert found.reasons == {pair.a: expected}
     assert "square_halves to False" in found.advice
     assert "input_dir and target_dir" in found.advice
-    assert check_pair(pair, Recipe(32, square_halves=False)).width == width // 2
+    assert check_pair(pair, recipe(square_halves=False)).width == width // 2
 
 
 @pytest.mark.parametrize("width", [78, 80, 82])
 def test_halves_may_be_nearly_square(tmp_path: Path, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(40, width)))
-    assert check_pair(pair, Recipe(32)) == Header(40, width // 2, deep=False)
+    assert check_pair(pair, recipe()) == Header(40, width // 2, deep=False)
 
 
 def test_an_odd_width_is_refused(tmp_path: Path) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(40, 81)))
     expected = {pair.a: "its size of 81x40 has an odd width, so it has no two equal halves"}
     assert problem(pair).reasons == expected
-    assert problem(pair, Recipe(32, square_halves=False)).reasons == expected
+    assert problem(pair, recipe(square_halves=False)).reasons == expected
     single = problem(Pair(saved(tmp_path / "2.png", noise(40, 51))))
     assert str(single).endswith("no two equal halves, but looks like a single picture")
     assert "input_dir and target_dir" in single.advice
@@ -127,14 +148,14 @@ def test_an_odd_width_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 2), (15, 30), (15, 200), (200, 30)])
 def test_tiny_halves_are_refused(tmp_path: Path, height: int, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(height, width)))
-    found = problem(pair, Recipe(32, square_halves=False))
+    found = problem(pair, recipe(square_halves=False))
     assert "smaller than 16x16" in found.reasons[pair.a]
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 600), (300, 32)])
 def test_strips_are_refused(tmp_path: Path, height: int, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(height, width)))
-    found = problem(pair, Recipe(32, square_halves=False))
+    found = problem(pair, recipe(square_halves=False))
     assert "more than 16 times as long as broad" in found.reasons[pair.a]
 
 
@@ -145,29 +166,20 @@ def test_16_bits_pass_at_full_depth_and_8_bits_are_spread(tmp_path: Path) -> Non
     deep = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
     flat = noise(32, 32)
     pair = Pair(saved(tmp_path / "a.png", deep), saved(tmp_path / "b.png", flat))
-    assert check_pair(pair, Recipe(32, input_nc=1)).deep
-    read = read_pair(pair, Recipe(32, input_nc=1), U16)
+    assert check_pair(pair, recipe(input_nc=1)).deep
+    read = read_pair(pair, recipe(input_nc=1), U16)
     assert np.array_equal(read[..., 0], deep)
     assert np.array_equal(read[..., 1:], flat.astype(np.uint16) * 257)
     with pytest.raises(PictureError, match="changed since it was checked"):
-        read_pair(pair, Recipe(32), U8)
+        read_pair(pair, recipe(), U8)
 
 
 def test_channels_are_converted_for_each_role(tmp_path: Path) -> None:
     a, b = noise(32, 32, 1), noise(32, 32, 2)
     pair = Pair(saved(tmp_path / "a.png", a), saved(tmp_path / "b.png", b))
     grey = np.asarray(Image.fromarray(b).convert("L"))
-    read = read_pair(pair, Recipe(32, direction="BtoA", input_nc=1), U8)
+    read = read_pair(pair, recipe(direction="BtoA", input_nc=1), U8)
     assert np.array_equal(read, np.dstack([grey, a]))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("direction", "BtoB"), ("input_nc", 4), ("output_nc", 0), ("nearest", "target,input")],
-)
-def test_fields_are_checked(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"{field} must be one of .*, not {value!r}"):
-        Recipe(32, **{field: value})
 
 
 # Resizing
@@ -175,13 +187,13 @@ def test_fields_are_checked(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (48, 48), (100, 33)])
 def test_keep_aspect_scales_the_short_side(tmp_path: Path, height: int, width: int) -> None:
-    recipe = Recipe(32, keep_aspect=True, square_halves=False)
+    whole = recipe(keep_aspect=True, square_halves=False)
     pair = Pair(saved(tmp_path / "1.png", noise(height, 2 * width)))
-    shape = read_pair(pair, recipe, U8).shape
+    shape = read_pair(pair, whole, U8).shape
     assert min(shape[:2]) == 32
     assert abs(shape[0] / shape[1] - height / width) < 0.5 / 32 * 4
-    assert shape == shape_of(check_pair(pair, recipe), recipe)
-    squeezed = Recipe(32, square_halves=False)
+    assert shape == shape_of(check_pair(pair, whole), whole)
+    squeezed = recipe(square_halves=False)
     assert (
         read_pair(pair, squeezed, U8).shape
         == (32, 32, 6)
@@ -198,7 +210,7 @@ def test_nearest_invents_no_colours(
     labels = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
     drawn = labels[np.random.default_rng(0).integers(0, 3, (40, 80))]
     pair = Pair(saved(tmp_path / "1.png", drawn))
-    read = read_pair(pair, Recipe(size, direction, nearest=nearest), U8)
+    read = read_pair(pair, recipe(size, direction=direction, nearest=nearest), U8)
     known = {tuple(colour) for colour in labels.tolist()}
     for role, half in (("input", read[..., :3]), ("target", read[..., 3:])):
         seen = {tuple(colour) for colour in half.reshape(-1, 3).tolist()}
@@ -208,5 +220,5 @@ def test_nearest_invents_no_colours(
 def test_nearest_takes_the_pixel_in_the_middle(tmp_path: Path) -> None:
     pixels = noise(96, 192)
     pair = Pair(saved(tmp_path / "1.png", pixels))
-    read = read_pair(pair, Recipe(32, nearest="both"), U8)
+    read = read_pair(pair, recipe(nearest="both"), U8)
     assert np.array_equal(read, np.dstack([pixels[1::3, 1:96:3], pixels[1::3, 97::3]]))

@@ -4,8 +4,6 @@ The map holds the pure colours of palettes.TOWNS. The photo of the same plan add
 tell: the crowns of trees, the colours of roofs, cars, shadows and grain.
 """
 
-import shutil
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from disk import whole_folder
 from pictures.palettes import TOWNS
 from towns.plan import Pen, Town, draw_classes, outlines, plan_town
 
@@ -217,11 +216,8 @@ def draw_towns(folder: Path, n_train: int, n_val: int, size: int = 256, seed: in
     """
     if folder.exists():
         raise FileExistsError(f"{folder} already exists: remove it to draw the towns anew")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp lets only its owner in
-        jobs = [("train", i) for i in range(n_train)] + [("val", i) for i in range(n_val)]
+    jobs = [("train", i) for i in range(n_train)] + [("val", i) for i in range(n_val)]
+    with whole_folder(folder) as unfinished:
         for split in ("train", "val"):
             (unfinished / split).mkdir()
         for split, index in tqdm(jobs, desc="Drawing towns", unit="pair"):
@@ -229,13 +225,6 @@ def draw_towns(folder: Path, n_train: int, n_val: int, size: int = 256, seed: in
             # Noise hardly shrinks, so strong compression would only cost time.
             path = unfinished / split / f"{index + 1:04d}.png"
             Image.fromarray(pair).save(path, compress_level=1)
-        try:
-            unfinished.rename(folder)
-        except OSError:  # another process was first, or the disk failed
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, flags, script
 from reference import FOLDER, load_by_rule, picture
 from runs import assert_same, results
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +20,7 @@ from devices import choose_machine
 from saving import Checkpoints
 from sources import open_data
 from train import (
+    Losses,
     adversarial_loss,
     discriminator_loss,
     learning_rate,
@@ -189,3 +191,19 @@ def test_the_loop_reads_the_device_only_at_the_log_interval(
     # The loader draws its own seed, on the CPU, once a run; 8 steps hold the third and the sixth.
     assert methods.names == ["item"] + ["tolist"] * 2 * 3
     assert operations.names == ["_local_scalar_dense"]
+
+
+def test_a_loss_is_added_in_one_place(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    terms, their_weights = training.generator_losses, training.weights
+
+    def generator_losses(logits: Tensor, fake: Tensor, y: Tensor, config: Config) -> Losses:
+        return terms(logits, fake, y, config) | {"loss_edges": (fake - y).diff().abs().mean()}
+
+    monkeypatch.setattr(training, "generator_losses", generator_losses)
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(replace(config, n_epochs=1))
+    monkeypatch.setattr(training, "weights", lambda c: their_weights(c) | {"loss_edges": 10.0})
+    train(config)
+    _, rows, _ = results("a")
+    assert all(float(row["loss_edges"]) > 0 for row in rows)
+    assert float(rows[2]["loss_edges"]) < float(rows[0]["loss_edges"])

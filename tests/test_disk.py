@@ -55,9 +55,9 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path, error: BaseException):
 @pytest.mark.parametrize("torch_says", [False, True])
 def test_a_full_disk_is_named_with_the_file(tmp_path: Path, torch_says: bool):
     error = RuntimeError("unexpected pos 704 vs 598") if torch_says else FULL
-    with pytest.raises(OSError, match=r"no space left on the disk.*new\.pt") as caught:
-        with whole_file(tmp_path / "new.pt"):
-            raise error
+    message = r"no space left on the disk.*new\.pt"
+    with pytest.raises(OSError, match=message) as caught, whole_file(tmp_path / "new.pt"):
+        raise error
     assert is_full(caught.value)
     assert caught.value.filename == str(tmp_path / "new.pt")
 
@@ -199,7 +199,7 @@ def test_torch_on_a_disk_that_is_really_full(tmp_path: Path):
         "path = pathlib.Path('small/new.pt')\n"
         "try:\n"
         "    with disk.whole_file(path) as draft: torch.save(torch.zeros(10**6), draft)\n"
-        "except OSError as error: print(disk.is_full(error), error.filename, *path.parent.iterdir())\n"
+        "except OSError as e: print(disk.is_full(e), e.filename, *path.parent.iterdir())\n"
     )
     (tmp_path / "small").mkdir()
     mount = 'mount -t tmpfs -o size=1m none small 2>/dev/null || exit 77; exec "$@"'

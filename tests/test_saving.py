@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY, flags, script
 from runs import assert_same, results
 
+import saving
 from config import Config, resolve
 from devices import choose_machine
 from report import Report

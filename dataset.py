@@ -38,6 +38,7 @@ class PairedImages(Dataset):
         recipe: As given.
         pairs: The pairs that are used, in the order of the indices.
         sizes: Original (height, width) of the input, per pair.
+        contents: A hash of the files, per pair.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
@@ -51,6 +52,7 @@ class PairedImages(Dataset):
         self._augment = _augmentation(recipe)
         self.pairs: tuple[Pair, ...] = self._cache.pairs
         self.sizes: list[tuple[int, int]] = self._cache.sizes
+        self.contents: list[str] = self._cache.contents
         self.notes = self._cache.notes + _enlarged(self.sizes, recipe)
 
     def __len__(self) -> int:

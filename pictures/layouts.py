@@ -42,6 +42,11 @@ class Pair:
         """The pair's name in reports: the file name of A without its suffix."""
         return self.a.stem
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one or two files."""
+        return (self.a, self.b) if self.b else (self.a,)
+
 
 @dataclass(frozen=True)
 class Split:

@@ -90,17 +90,12 @@ def _layers(depth: int) -> Iterator[tuple[str, str]]:
     """Yield the authors' and our name of each convolution and of the norm after it, if any."""
     block = "model.model"
     for level in range(depth):
-        # Places of the encoder's convolution, the next inner block and the decoder's convolution.
-        if level == 0:  # no activation comes before the first convolution
-            down, inside, up = 0, 1, 3
-        elif level < depth - 1:
-            down, inside, up = 1, 3, 5
-        else:  # no norm, and nothing inside
-            down, inside, up = 1, 2, 3
+        down = min(level, 1)  # no activation comes before the first convolution
+        up = 5 if 0 < level < depth - 1 else 3  # the first and the last encoder have no norm
         for ours, place in ((f"encoder.{level}", down), (f"decoder.{depth - 1 - level}", up)):
             yield f"{block}.{place}", f"{ours}.1"
             yield f"{block}.{place + 1}", f"{ours}.2"
-        block = f"{block}.{inside}.model"
+        block += ".3.model" if level else ".1.model"
 
 
 def _rename(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,15 +34,16 @@ from torch import Tensor
 
 from config import Config, resolve
 from dataset import PairedImages, normalise, training_loader
+from devices import PRECISIONS, pick_device, pick_dtype
+from disk import make_folder, whole_file
+from scripts import run_script
 from sources import open_pairs, split_of
 from towns.draw import draw_pair
-from trials import Mode, Product, Step, Translation, take_turns, timed
-from devices import pick_device, pick_dtype
-from scripts import run_script
-from disk import make_folder
+from trials import PlainStep, Product, Step, Translation, take_turns, timed
 
+Mode = Literal["plain", "amp", "default"]
 Row = dict[str, Any]
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 N_FILES, FILE_SIDE = 100, 286  # files to read, and the side of their halves in pixels
 
 
@@ -59,29 +60,34 @@ def measure_steps(
     config: Config, modes: Sequence[Mode], batch_sizes: Sequence[int], seconds: float
 ) -> tuple[list[Row], dict[str, float]]:
     """Return a row for each batch size and mode, and the GFLOP/s of the ceiling by precision."""
-    device = pick_device(config.device)
-    half = "fp16" if pick_dtype("auto", device) == torch.float16 else "bf16"
-    typed = {"plain": "fp32", "amp": half, "default": "auto"}
-    precision = {mode: NAMES[pick_dtype(typed[mode], device)] for mode in modes}
-    products = {f"{name} product": (Product, name, config.device) for name in precision.values()}
+    auto = NAMES[pick_dtype("auto", pick_device(config.device))]
+    all_modes = {"plain": "fp32", "amp": "bf16" if auto == "fp32" else auto, "default": auto}
+    precisions = {mode: all_modes[mode] for mode in modes}
+    products = {
+        f"{name} product": (Product, replace(config, precision=name))
+        for name in precisions.values()
+    }
     rows: list[Row] = []
-    ceilings = dict.fromkeys(precision.values(), 0.0)
+    ceilings = dict.fromkeys(precisions.values(), 0.0)
     for batch_size in batch_sizes:
-        configs = {m: replace(config, batch_size=batch_size, precision=typed[m]) for m in modes}
-        steps = {mode: (Step, mode, configs[mode]) for mode in modes}
+        steps = {
+            mode: (
+                PlainStep if mode == "plain" else Step,
+                replace(config, batch_size=batch_size, precision=precision),
+            )
+            for mode, precision in precisions.items()
+        }
         timings = take_turns(steps | products, seconds, f"batch size {batch_size}")
-        for mode in modes:
-            row: Row = {"mode": mode, "precision": precision[mode], "batch_size": batch_size}
+        for mode, precision in precisions.items():
+            row: Row = {"mode": mode, "precision": precision, "batch_size": batch_size}
             rows.append(row | timings[mode].numbers(batch_size))
         for name in ceilings:
             product = timings[f"{name} product"]
-            speeds = [product.flops / ms / 1e6 for ms in product.ms]
-            ceilings[name] = max([ceilings[name], *speeds])
+            ceilings[name] = max([ceilings[name], *(product.flops / ms / 1e6 for ms in product.ms)])
     for row in rows:
         ceiling = ceilings[row["precision"]]
         known = ceiling and not row["error"]
         row["share_of_ceiling"] = row["gflop"] / row["ms"] * 1000 / ceiling if known else None
-        row["error"] = row.pop("error")  # to stand last in the table
     return rows, ceilings
 
 
@@ -104,11 +110,11 @@ def measure_pipeline(config: Config, seconds: float) -> tuple[list[Row], dict[st
         build = len(found) / (time.perf_counter() - began)
         for source, pairs in (("files", files), ("cache", cache)):
             for workers in (0, 1, 2):
-                speed = loader_speed(pairs, workers, seconds)
+                speed = loader_speed(pairs, replace(config, num_workers=workers), seconds)
                 row = {"source": source, "workers": workers, "pictures_per_second": speed}
                 rows.append(row | {"per_worker": speed / max(1, workers)})
         began = time.perf_counter()
-        batch = next(batches_of(open_pairs(config, found, augment=True), workers=2))
+        batch = next(batches_of(open_pairs(config, found, augment=True), config))
         start = time.perf_counter() - began
     speed = transfer_speed(batch, config, seconds)
     rows.append(rows[0] | {"source": "transfer", "pictures_per_second": speed, "per_worker": speed})
@@ -123,14 +129,14 @@ def draw_files(folder: Path) -> None:
         Image.fromarray(pairs[number % 10]).save(folder / f"{number:03d}.jpg", quality=90)
 
 
-def batches_of(pairs: PairedImages, workers: int) -> Iterator[Tensor]:
+def batches_of(pairs: PairedImages, config: Config) -> Iterator[Tensor]:
     """Return batches of one pair without end, as a run gets them."""
-    return iter(training_loader(pairs, batch_size=1, n_epochs=sys.maxsize, num_workers=workers))
+    return iter(training_loader(pairs, replace(config, batch_size=1, n_epochs=sys.maxsize // 2)))
 
 
-def loader_speed(pairs: PairedImages, workers: int, seconds: float) -> float:
+def loader_speed(pairs: PairedImages, config: Config, seconds: float) -> float:
     """Return the pictures a second that come out of the loader."""
-    batches = batches_of(pairs, workers)
+    batches = batches_of(pairs, config)
     for _ in range(10):  # by then the workers have started
         next(batches)
     count, began = 0, time.perf_counter()
@@ -160,7 +166,7 @@ def measure_inference(config: Config, seconds: float) -> list[Row]:
 
 
 # --- The report ---
-def machine(device: torch.device) -> Row:
+def hardware(device: torch.device) -> Row:
     """Return the hardware and the versions that the numbers depend on."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
@@ -221,12 +227,12 @@ def benchmark(
     place = pick_device(device)
     if report:
         make_folder(report.absolute().parent)
-        report.open("a").close()  # better known now than after all the work
-    modes = modes or usual_modes(place)
-    content: Row = {"machine": machine(place), "crop_size": crop_size}
+        if report.is_dir():
+            raise IsADirectoryError(f"{report} is a folder; name a file in it.")
+    content: Row = {"machine": hardware(place), "crop_size": crop_size}
     print(*(f"{name}: {value}" for name, value in content["machine"].items()), sep="\n")
 
-    steps, ceilings = measure_steps(config, modes, batch_sizes, seconds)
+    steps, ceilings = measure_steps(config, modes or usual_modes(place), batch_sizes, seconds)
     content |= {"steps": steps, "ceiling_gflops": ceilings}
     for name, ceiling in ceilings.items():
         print(f"ceiling in {name}: {ceiling:,.0f} GFLOP/s")
@@ -239,7 +245,8 @@ def benchmark(
     content["inference"] = measure_inference(config, seconds)
     show(f"Translating at {crop_size} px, ms a batch (median, quartiles)", content["inference"])
     if report:
-        report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with whole_file(report) as draft:
+            draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -3,9 +3,8 @@
 import copy
 import importlib.util
 import json
-import os
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +13,10 @@ import tyro
 from torch import nn
 from torch.onnx import ONNXProgram
 
+from disk import make_folder, whole_file
 from generator import Generator, norm_layer
 from scripts import run_script
-from disk import make_folder
-from utils import configure_for_test, load_generator
+from utils import load_generator
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # on [-1, 1]; 8 bits tell 0.008 apart
@@ -47,6 +46,8 @@ def export(
     if output.suffix != ".onnx":
         raise ValueError(f"{output} does not end in .onnx; name the file to write NAME.onnx.")
     generator = load_generator(checkpoint, device="cpu")
+    generator.dropout_at_test = False
+    generator.eval()
     make_folder(output.parent)
     # On the disk of the output, so that a file moves in one step.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
@@ -59,9 +60,11 @@ def export(
                 f"{difference:.1g}, and {TOLERANCE:g} was expected at most; try other versions of "
                 + ", ".join(("torch", *PACKAGES))
             )
-        size = sum(file.stat().st_size for file in draft.parent.iterdir())
-        for file in sorted(draft.parent.iterdir(), reverse=True):  # the weights, then the graph
-            os.replace(file, output.with_name(file.name))
+        files = sorted(draft.parent.iterdir(), reverse=True)  # the weights, then the graph
+        size = sum(file.stat().st_size for file in files)
+        for file in files:
+            with whole_file(output.with_name(file.name)) as place:
+                file.replace(place)
     print(f"{output}: {size / 1e6:.1f} MB, equal to PyTorch to {difference:.1g}")
 
 
@@ -74,7 +77,7 @@ def _check_packages() -> None:
 
 
 def convert(generator: Generator) -> ONNXProgram:
-    """Convert a generator from ``load_generator``, its settings in the graph's metadata.
+    """Convert a generator without dropout at test, its settings in the graph's metadata.
 
     Returns:
         The program, to be saved.
@@ -109,9 +112,9 @@ def for_single_pictures(generator: Generator) -> Generator:
     For one picture, batch norm on the batch's statistics is instance norm. The exporter knows
     batch norm with running statistics only, and would write that without a word.
     """
-    generator = copy.deepcopy(generator).eval()
-    if generator.config.batch_norm_at_test == "running":
+    if generator.batch_norm_at_test == "running":
         return generator
+    generator = copy.deepcopy(generator)
     for block in (*generator.encoder, *generator.decoder):
         if isinstance(batch_norm := block[2], nn.BatchNorm2d):
             block[2] = norm_layer("instance", batch_norm.num_features)
@@ -124,11 +127,10 @@ def largest_difference(path: Path, generator: Generator) -> float:
 
     Returns:
         The largest difference of a value in [-1, 1] between ``path`` in onnxruntime and the
-        generator, which takes one picture at a time, without dropout.
+        generator, which takes one picture at a time.
     """
     import onnxruntime  # not a requirement of this project, see requirements-export.txt
 
-    configure_for_test(generator, replace(generator.config, dropout_at_test=False))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     side = 2 ** len(generator.encoder)
     random = torch.Generator().manual_seed(0)

@@ -171,7 +171,8 @@ class Generator(nn.Module):
         x = self.decoder[0](skips.pop())  # (N, 512, 2, 2)
         for up in list(self.decoder)[1:-1]:
             x = up(torch.cat([skips.pop(), x], dim=1))  # (N, 512, 4, 4), ... (N, 64, H/2, W/2)
+        outermost = self.decoder[-1]
         # Half precision has too few digits for the values that become pixels.
         with torch.autocast(x.device.type, enabled=False):
-            x = self.decoder[-1](torch.cat([skips.pop(), x], dim=1).float())  # (N, 3, H, W)
-            return torch.tanh(x)
+            x = torch.cat([skips.pop(), x], dim=1).to(outermost[1].weight.dtype)
+            return torch.tanh(outermost(x))  # (N, 3, H, W)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from scores import evaluate
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
@@ -25,6 +24,7 @@ from devices import Machine
 from disk import whole_file
 from pictures.decode import image_of
 from saving import finite
+from scores import evaluate
 from scripts import StopRequest
 from sources import Data
 from utils import testing
@@ -85,7 +85,7 @@ class Report:
         self.bar.set_description(f"epoch {state.epoch + 1}/{self.n_epochs}", refresh=False)
         self.bar.update(self.config.batch_size)
         if state.step % self.config.log_interval == 0:
-            self.bar.set_postfix(finite(losses, self.config, state.epoch))
+            self.bar.set_postfix(finite(losses, self.config, state.epoch), refresh=False)
 
     # --- After an epoch ---
     def add_epoch(self, state: Any, stop: StopRequest) -> None:

@@ -24,9 +24,10 @@ from devices import Machine, choose_machine, compile_networks
 from discriminator import Discriminator
 from generator import Generator
 from report import Report
+from saving import Checkpoints, Saved
 from scripts import StopRequest, freeing_frames, run_script
 from sources import Data, open_data
-from utils import Checkpoints, Saved, build_generator
+from utils import build_generator
 
 Losses = dict[str, Tensor]  # by name: scalars on the device
 

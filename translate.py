@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,14 +22,14 @@ from tqdm.auto import tqdm
 
 from config import Config
 from dataset import denormalise, normalise
-from pictures.jobs import FORMATS, Job, ahead, find_jobs, read, save
-from generator import Generator
-from pictures.pairs import resize, to_channels
-from pictures.decode import Decoded, PictureError, decode, image_of
-from devices import keep_freed_memory
-from scripts import is_out_of_memory, run_script
+from devices import Machine, choose_machine
 from disk import make_folder
-from utils import get_rng_state, load_generator, pick_autocast, set_rng_state, set_tf32
+from generator import Generator
+from pictures.decode import Decoded, PictureError, decode, image_of
+from pictures.jobs import FORMATS, Job, ahead, find_jobs, read, save
+from pictures.pairs import resize, to_channels
+from scripts import is_out_of_memory, run_script
+from utils import load_generator, testing
 
 Scale = Literal["trained", "own", "crop"]
 TILE = 1024  # pixels; a multiple of every crop_size
@@ -81,13 +82,13 @@ def translate_decoded(
     config = generator.config
     multiple = config.crop_size
     _check_tile(tile, multiple)
-    keep_freed_memory()
+    machine = choose_machine(next(generator.parameters()).device, config.precision)
     scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
     outputs: list[Image.Image | None] = [None] * len(pictures)
     for group in _alike(scaled, multiple, together=_is_independent(generator, seed)):
         padded = np.stack([_padded(scaled[index], multiple) for index in group])
         with _seeded(generator, seed):
-            fakes = _apply(generator, torch.from_numpy(padded).movedim(3, 1), tile)
+            fakes = _apply(generator, torch.from_numpy(padded).movedim(3, 1), tile, machine)
         for index, fake in zip(group, fakes, strict=True):
             unpadded = _unpadded(fake, scaled[index].shape)
             outputs[index] = _finished(unpadded, pictures[index], config)
@@ -161,53 +162,41 @@ def _alike(scaled: list[np.ndarray], multiple: int, *, together: bool) -> list[l
 def _is_independent(generator: Generator, seed: int | None) -> bool:
     """Say whether an output does not depend on what else is in the batch."""
     # The CPU's kernels round differently by batch size, and gain little from a larger one.
-    random_or_shared = any(
-        isinstance(module, nn.Dropout | nn.BatchNorm2d) and module.training
-        for module in generator.modules()
-    )
     on_cpu = next(generator.parameters()).device.type == "cpu"
-    return not (on_cpu or random_or_shared or seed is not None)
+    shared = generator.config.norm == "batch" and generator.batch_norm_at_test == "batch"
+    return not (on_cpu or shared or generator.dropout_at_test or seed is not None)
 
 
 @contextmanager
 def _seeded(generator: Generator, seed: int | None) -> Iterator[None]:
-    """Seed the noise and switch dropout on, unless ``seed`` is None; then restore all of it."""
-    device = next(generator.parameters()).device
-    dropout = [module for module in generator.modules() if isinstance(module, nn.Dropout)]
-    if seed is not None and not dropout:
+    """Lend the generator for test-time use, with dropout on and seeded unless ``seed`` is None."""
+    if seed is not None and not any(isinstance(m, nn.Dropout) for m in generator.modules()):
         raise ValueError("This generator has no dropout, so that all its samples are the same.")
-    were_on, rng_state = [module.training for module in dropout], get_rng_state(device)
-    torch.manual_seed(generator.config.seed if seed is None else seed)
-    for module in dropout if seed is not None else ():
-        module.train()
+    dropout_at_test = generator.dropout_at_test
+    generator.dropout_at_test = dropout_at_test or seed is not None
     try:
-        yield
+        with testing(generator, generator.config.seed if seed is None else seed):
+            yield
     finally:
-        for module, was_on in zip(dropout, were_on, strict=True):
-            module.train(was_on)
-        set_rng_state(rng_state, device)
+        generator.dropout_at_test = dropout_at_test
+        generator.train(generator.training)
 
 
-def _apply(generator: Generator, batch: Tensor, tile: int) -> Tensor:
+def _apply(generator: Generator, batch: Tensor, tile: int, machine: Machine) -> Tensor:
     """Return the outputs (N, output_nc, H, W) in [-1, 1] for integers (N, input_nc, H, W)."""
-    config, device = generator.config, next(generator.parameters()).device
-    set_tf32(config.precision)
-    with torch.inference_mode(), pick_autocast(config.precision, device):
-        x = normalise(batch.to(device), config.input_nc)[0]
-        rows, columns = (_tile_starts(side, tile) for side in x.shape[2:])
+    x = normalise(batch.to(machine.device), generator.config.input_nc)[0]
+    rows, columns = (_tile_starts(side, tile) for side in x.shape[2:])
+    with machine.autocast:
         if len(rows) == len(columns) == 1:
-            return generator(x).float()
-        total, weight = (
-            x.new_zeros(len(x), config.output_nc, *x.shape[2:]),
-            x.new_zeros(x.shape[2:]),
-        )
-        for top in rows:
-            for left in columns:
-                place = (..., slice(top, top + tile), slice(left, left + tile))
-                window = _ramp(weight[place].shape[0], tile, device)[:, None]
-                window = window * _ramp(weight[place].shape[1], tile, device)
-                total[place] += generator(x[place]).float() * window
-                weight[place] += window
+            return generator(x)
+        total = x.new_zeros(len(x), generator.config.output_nc, *x.shape[2:])
+        weight = x.new_zeros(x.shape[2:])
+        for top, left in product(rows, columns):
+            place = (..., slice(top, top + tile), slice(left, left + tile))
+            window = _ramp(weight[place].shape[0], tile, machine.device)[:, None]
+            window = window * _ramp(weight[place].shape[1], tile, machine.device)
+            total[place] += generator(x[place]) * window
+            weight[place] += window
         return total / weight
 
 
@@ -312,15 +301,15 @@ def translate_files(
             f"batch_size is {batch_size} and samples {samples}; give 1 or more, and 0 or more."
         )
     generator = load_generator(checkpoint, device)
-    jobs = find_jobs(source, output, suffix=suffix, samples=samples)
+    jobs = found = find_jobs(source, output, suffix=suffix, samples=samples)
     if skip_existing:
-        left = [job for job in jobs if not all(path.exists() for path in job.targets.values())]
-        print(f"{len(jobs) - len(left)} of {len(jobs)} pictures are translated already")
-        jobs = left
+        jobs = [job for job in found if not all(path.exists() for path in job.targets.values())]
+        print(f"{len(found) - len(jobs)} of {len(found)} pictures are translated already")
     if not jobs:
         return 0
-    make_folder(output if len(jobs) != 1 else next(iter(jobs[0].targets.values())).parent)
-    if any(FORMATS[p.suffix.lower()] == "JPEG" for job in jobs for p in job.targets.values()):
+    targets = [path for job in jobs for path in job.targets.values()]
+    make_folder(output if len(jobs) != 1 else targets[0].parent)
+    if any(FORMATS[path.suffix.lower()] == "JPEG" for path in targets):
         print("JPEG changes pixels and drops transparency; PNG (--suffix .png) keeps both.")
     failed = translate_jobs(generator, jobs, batch_size=batch_size, scale=scale, tile=tile)
     print(f"{len(jobs) - len(failed)} pictures translated to {output}")

@@ -5,145 +5,128 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from config import Config
 from dataset import normalise
-from train import TrainingState, discriminator_loss, generator_loss, l1_loss, new_state, train_step
-from devices import keep_freed_memory, pick_device, pick_dtype
+from devices import Machine, choose_machine, pick_device, pick_dtype
 from scripts import is_out_of_memory
-from utils import build_generator, configure_for_test, pick_autocast, set_tf32
+from train import discriminator_loss, generator_losses, new_state, train_step, weights
+from utils import build_generator
 
-Mode = Literal["plain", "amp", "default"]
 ROUNDS = 5  # turns that each trial gets
 
 
 # --- What is timed ---
-class Trial(Protocol):
-    """Something to be timed: calling it does it once."""
-
-    device: torch.device
-    group: int
-    """How often it is done before the device is waited for."""
-
-    def __call__(self) -> None:
-        """Do it."""
-
-
-class Step:
-    """A training step on random pictures.
+class Trial:
+    """Something to be timed: calling it does it once.
 
     Args:
-        mode: "plain" trains as the popular repositories do, the others as train.py does.
         config: Resolved settings.
-    """
-
-    def __init__(self, mode: Mode, config: Config) -> None:
-        self.config, self.device = config, pick_device(config.device)
-        # As in a run, where an accelerator works ahead until the losses are read.
-        self.group = 1 if self.device.type == "cpu" else config.log_interval
-        self.autocast = pick_autocast(config.precision, self.device)
-        set_tf32(config.precision)
-        self.is_plain = mode == "plain"
-        if not self.is_plain:
-            keep_freed_memory()
-        self.state = new_state(config, self.device)
-        if self.is_plain:
-            unfuse(self.state)
-        size = (config.batch_size, config.input_nc + config.output_nc, *[config.crop_size] * 2)
-        batch = torch.randint(256, size, dtype=torch.uint8)
-        self.x, self.y = normalise(batch.to(self.device), config.input_nc)
-
-    def __call__(self) -> None:
-        """Take one step."""
-        if self.is_plain:
-            plain_step(self.state, self.x, self.y, self.config)
-        else:
-            train_step(self.state, self.x, self.y, self.config, self.autocast)
-
-
-def unfuse(state: TrainingState) -> None:
-    """Give ``state`` optimisers that take the parameters one by one, operation by operation."""
-    for name in ("optimizer_g", "optimizer_d"):
-        group = getattr(state, name).param_groups[0]
-        settings = {"lr": group["lr"], "betas": group["betas"], "foreach": False, "fused": False}
-        setattr(state, name, torch.optim.Adam(group["params"], **settings))
-
-
-def plain_step(state: TrainingState, x: Tensor, y: Tensor, config: Config) -> None:
-    """Do what ``train_step`` does, written out to stay what it is when that becomes faster."""
-    generator, discriminator = state.generator, state.discriminator
-    fake = generator(x)
-    real_logits, fake_logits = discriminator(x, y), discriminator(x, fake.detach())
-    loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
-    state.optimizer_d.zero_grad()
-    loss_d.backward()
-    state.optimizer_d.step()
-
-    discriminator.requires_grad_(False)
-    loss_g_gan, l1 = generator_loss(discriminator(x, fake), config.gan_mode), l1_loss(fake, y)
-    loss_g = loss_g_gan + config.lambda_l1 * l1
-    state.optimizer_g.zero_grad()
-    loss_g.backward()
-    state.optimizer_g.step()
-    discriminator.requires_grad_(True)
-    for loss in (loss_d, loss_g_gan, l1, loss_g):
-        loss.item()
-
-
-class Product:
-    """A matrix product, large enough to keep all of the device busy.
-
-    Args:
-        precision: "fp32", "bf16" or "fp16".
-        device: Where to multiply.
+        machine: Where and how to compute; None: as the settings say.
     """
 
     group = 1
+    """How often it is done before the device is waited for."""
 
-    def __init__(self, precision: str, device: str) -> None:
-        self.device = pick_device(device)
-        set_tf32(precision)
-        dtype = pick_dtype(precision, self.device)
-        side = 2048 if self.device.type == "cpu" else 8192
-        if dtype != torch.float32 and pick_dtype("auto", self.device) == torch.float32:
+    def __init__(self, config: Config, machine: Machine | None = None) -> None:
+        self.config = config
+        self.machine = machine or choose_machine(config.device, config.precision)
+
+
+class Step(Trial):
+    """A training step on random pictures, as train.py takes it."""
+
+    def __init__(self, config: Config, machine: Machine | None = None) -> None:
+        super().__init__(config, machine)
+        device = self.machine.device
+        if device.type != "cpu":  # as in a run, which works ahead until the losses are read
+            self.group = config.log_interval
+        self.state = new_state(config, self.machine)
+        size = (config.batch_size, config.input_nc + config.output_nc, *[config.crop_size] * 2)
+        batch = torch.randint(256, size, dtype=torch.uint8)
+        self.x, self.y = normalise(batch.to(device), config.input_nc)
+
+    def __call__(self) -> None:
+        """Take one step."""
+        train_step(self.state, self.x, self.y, self.config, self.machine)
+
+
+class PlainStep(Step):
+    """A step as the popular repositories take it.
+
+    It is written out, to stay what it is when ``train_step`` becomes faster.
+    """
+
+    def __init__(self, config: Config) -> None:
+        torch.backends.cudnn.allow_tf32 = False
+        # Made by hand, it lets the system have freed memory back.
+        super().__init__(config, Machine(pick_device(config.device), torch.float32))
+        for name in ("optimizer_g", "optimizer_d"):
+            (group,) = getattr(self.state, name).param_groups
+            # Parameter by parameter, operation by operation.
+            plain = {"lr": group["lr"], "betas": group["betas"], "foreach": False, "fused": False}
+            setattr(self.state, name, torch.optim.Adam(group["params"], **plain))
+
+    def __call__(self) -> None:
+        """Take one step."""
+        state, x, y, config = self.state, self.x, self.y, self.config
+        fake = state.generator(x)
+        logits = state.discriminator(x, y), state.discriminator(x, fake.detach())
+        loss_d = discriminator_loss(*logits, config.gan_mode)
+        state.optimizer_d.zero_grad()
+        loss_d.backward()
+        state.optimizer_d.step()
+
+        state.discriminator.requires_grad_(False)
+        terms = generator_losses(state.discriminator(x, fake), fake, y, config)
+        loss_g = sum(weight * terms[name] for name, weight in weights(config).items())
+        state.optimizer_g.zero_grad()
+        loss_g.backward()
+        state.optimizer_g.step()
+        state.discriminator.requires_grad_(True)
+        for loss in (loss_d, *terms.values(), loss_g):
+            loss.item()
+
+
+class Product(Trial):
+    """A matrix product, large enough to keep all of the device busy."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        device, dtype = self.machine.device, self.machine.dtype
+        side = 2048 if device.type == "cpu" else 8192
+        if dtype != torch.float32 and pick_dtype("auto", device) == torch.float32:
             side //= 4  # emulated it would take minutes, and is as slow in small
-        self.a, self.b = torch.rand(2, side, side, device=self.device).to(dtype)
+        self.a, self.b = torch.rand(2, side, side, device=device).to(dtype)
 
     def __call__(self) -> None:
         """Multiply."""
         torch.mm(self.a, self.b)
 
 
-class Translation:
-    """The generator at test time, on ``config.batch_size`` random pictures.
-
-    Args:
-        config: Resolved settings.
-    """
-
-    group = 1
+class Translation(Trial):
+    """The generator at test time, on ``config.batch_size`` random pictures."""
 
     def __init__(self, config: Config) -> None:
-        self.device = pick_device(config.device)
-        self.autocast = pick_autocast(config.precision, self.device)
-        set_tf32(config.precision)
-        self.generator = build_generator(config).to(self.device)
-        configure_for_test(self.generator, config)
+        super().__init__(config)
+        self.generator = build_generator(config).to(self.machine.device).eval()
         size = (config.batch_size, config.input_nc, config.crop_size, config.crop_size)
-        self.x = torch.rand(size, device=self.device) * 2 - 1
+        self.x = torch.rand(size, device=self.machine.device) * 2 - 1
 
     def __call__(self) -> None:
         """Translate the batch."""
-        with torch.inference_mode(), self.autocast:
+        with torch.inference_mode(), self.machine.autocast:
             self.generator(self.x)
 
 
@@ -178,7 +161,7 @@ class Timing:
 
 
 def take_turns(
-    trials: Mapping[str, tuple[Any, ...]], seconds: float, title: str
+    trials: Mapping[str, tuple[type[Trial], Config]], seconds: float, title: str
 ) -> dict[str, Timing]:
     """Time ``trials`` in turns, each in a process of its own.
 
@@ -186,7 +169,7 @@ def take_turns(
     another.
 
     Args:
-        trials: For each name, what makes the trial, and its arguments.
+        trials: For each name the class of the trial, and its settings.
         seconds: How long to time each of them; it is done ROUNDS times at least.
         title: What the progress bar says.
 
@@ -194,16 +177,55 @@ def take_turns(
         The timings by name. A trial that does not fit into the memory, or whose process dies, has
         an error instead, and the others go on.
     """
-    processes = {name: _Process(*trial) for name, trial in trials.items()}
-    try:
-        with tqdm([*processes] * ROUNDS, desc=title, unit="turn", leave=False) as bar:
+    timings = {name: Timing() for name in trials}
+    options: dict[str, Any] = {
+        "max_workers": 1,
+        "mp_context": get_context("spawn"),  # a fork would begin with the memory of this process
+        # What Ctrl-C means is for this process to decide.
+        "initializer": signal.signal,
+        "initargs": (signal.SIGINT, signal.SIG_IGN),
+    }
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(ProcessPoolExecutor(**options)) for name in trials}
+        for started in [pool.submit(int) for pool in pools.values()]:  # all before any is timed
+            started.result()
+        with tqdm([*trials] * ROUNDS, desc=title, unit="turn", leave=False) as bar:
             for name in bar:
                 bar.set_postfix_str(name)
-                processes[name].take_turn(seconds / ROUNDS)
-    finally:
-        for process in processes.values():
-            process.end()
-    return {name: process.timing for name, process in processes.items()}
+                if not timings[name].error:
+                    turn = _turn_in(pools[name], *trials[name], seconds / ROUNDS)
+                    turn.ms = timings[name].ms + turn.ms
+                    timings[name] = turn
+    return timings
+
+
+def _turn_in(pool: Executor, *arguments: Any) -> Timing:
+    try:
+        return pool.submit(_turn, *arguments).result()
+    except BrokenProcessPool:
+        return Timing(error="its process was killed, most often for want of memory")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return Timing(error="out of memory")
+
+
+def _turn(make: type[Trial], config: Config, seconds: float) -> Timing:
+    trial, flops = _prepared(make, config, seconds)
+    device = trial.machine.device
+    return Timing(timed(trial, device, seconds, trial.group), flops, _peak_mb(device))
+
+
+@cache
+def _prepared(make: type[Trial], config: Config, seconds: float) -> tuple[Trial, int]:
+    """Make a trial and warm it up, in the first turn of its process; count its operations."""
+    trial = make(config)
+    began = time.perf_counter()
+    with FlopCounterMode(display=False) as counter:
+        trial()
+    if time.perf_counter() - began < seconds:  # what is fast has more to warm up than once
+        timed(trial, trial.machine.device, seconds, trial.group)
+    return trial, counter.get_total_flops()
 
 
 def timed(
@@ -220,60 +242,6 @@ def timed(
             torch.accelerator.synchronize(device)
         ms.append((time.perf_counter() - began) * 1000 / group)
     return ms
-
-
-class _Process:
-    """Asks a process for one turn after the other, and collects its timing."""
-
-    def __init__(self, make: Callable[..., Trial], *arguments: Any) -> None:
-        self.timing = Timing()
-        context = get_context("spawn")  # a fork would begin with the memory of this process
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make, *arguments), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def take_turn(self, seconds: float) -> None:
-        if self.timing.error:
-            return
-        try:
-            self.pipe.send(seconds)
-            turn = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            code = self.process.exitcode
-            why = " (killed, most often for want of memory)" if code == -9 else ""
-            turn = Timing(error=f"its process ended with exit code {code}{why}")
-        turn.ms = self.timing.ms + turn.ms
-        self.timing = turn
-
-    def end(self) -> None:
-        self.pipe.close()
-        self.process.terminate()
-        self.process.join()
-
-
-def _serve(pipe: Connection, make: Callable[..., Trial], *arguments: Any) -> None:
-    """Answer each number of seconds that comes through ``pipe`` with the Timing of one turn."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what Ctrl-C means is for the parent to decide
-    try:
-        seconds = pipe.recv()
-        trial = make(*arguments)
-        began = time.perf_counter()
-        with FlopCounterMode(display=False) as counter:
-            trial()
-        if time.perf_counter() - began < seconds:  # what is fast has more to warm up than once
-            timed(trial, trial.device, seconds, trial.group)
-        while True:
-            ms = timed(trial, trial.device, seconds, trial.group)
-            pipe.send(Timing(ms, counter.get_total_flops(), _peak_mb(trial.device)))
-            seconds = pipe.recv()
-    except (EOFError, ConnectionError):
-        return  # the parent has all that it wants
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        pipe.send(Timing(error="out of memory"))
 
 
 def _peak_mb(device: torch.device) -> float | None:

@@ -19,6 +19,7 @@ TINY = {
     "n_epochs_decay": 1,
     "num_workers": 0,
     "device": "cpu",
+    "precision": "fp32",
     "n_samples": 2,
     "log_interval": 3,
 }

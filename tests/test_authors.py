@@ -1,6 +1,5 @@
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from reference import FOLDER, KEYS, picture, weight_by_rule
 from torch import Tensor, nn
 
 from generator import Generator
-from utils import CheckpointError, configure_for_test, load_generator
+from utils import CheckpointError, load_generator
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -114,8 +113,8 @@ def latest_net_g(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_authors_numbers_through_load_generator(latest_net_g: Path, mode: str, statistics: str):
     generator = load_generator(latest_net_g, device="cpu")
-    if statistics != "batch":
-        configure_for_test(generator, replace(generator.config, batch_norm_at_test=statistics))
+    generator.batch_norm_at_test = statistics
+    generator.eval()
     output = generator(picture(1, 3, 256, 0).float())
     expected = np.load(FOLDER / "unet256_batch.npz")[mode]
     np.testing.assert_allclose(output.numpy()[:, :, ::4, ::4], expected, atol=1e-5, rtol=0)
@@ -154,7 +153,8 @@ def test_dropout_stands_where_the_authors_have_it(depth: int):
     network = unet(depth, 2, "batch").train()
     generator = load_generator(save(network.state_dict()), device="cpu")
     without = outputs(network, generator, 2**depth)[1]
-    configure_for_test(generator, replace(generator.config, dropout_at_test=True))
+    generator.dropout_at_test = True
+    generator.eval()
     theirs, ours = outputs(network, generator, 2**depth)
     # Drawn from the same seed, the noise is the same only if it is drawn for the same layers.
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -167,7 +167,8 @@ def test_running_statistics_are_kept_and_used_when_asked():
     network = unet(6, 2, "batch").eval()
     generator = load_generator(save(network.state_dict()), device="cpu")
     assert not torch.allclose(*outputs(network, generator), atol=1e-3)
-    configure_for_test(generator, replace(generator.config, batch_norm_at_test="running"))
+    generator.batch_norm_at_test = "running"
+    generator.eval()
     torch.testing.assert_close(*outputs(network, generator), atol=1e-5, rtol=0)
 
 
@@ -177,7 +178,8 @@ def test_without_running_statistics_the_batchs_own_are_used():
     generator = load_generator(save(state), device="cpu")
     assert generator.config.norm == "batch"
     torch.testing.assert_close(*outputs(network, generator), atol=1e-5, rtol=0)
-    configure_for_test(generator, replace(generator.config, batch_norm_at_test="running"))
+    generator.batch_norm_at_test = "running"
+    generator.eval()
     torch.testing.assert_close(*outputs(network, generator), atol=1e-5, rtol=0)
 
 

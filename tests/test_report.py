@@ -2,10 +2,17 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
-from report import COLUMNS, Report, sample_grid, to_image
+from config import Config, resolve
+from devices import choose_machine
+from report import FIRST_COLUMNS, Report, sample_grid, to_image
+from scripts import StopRequest
+from sources import open_data
+from train import new_state
 
 
 def test_pictures_keep_their_values():
@@ -23,16 +30,57 @@ def test_a_grid_holds_every_picture_under_its_label():
     assert area[(0, 0, 0)] >= 2 * 32 * 48
 
 
-def test_going_on_drops_the_rows_of_epochs_that_are_done_again(tmp_path: Path):
-    report = Report(tmp_path, epochs_done=0)
+@pytest.fixture
+def report(towns: Path) -> Report:
+    """A report of a run that has just begun, and its state as ``report.state``."""
+    config = resolve(Config(dataset=str(towns), name="a", val_interval=99, **TINY))[0]
+    machine = choose_machine("cpu", "fp32")
+    report = Report(config, open_data(config), machine, new_state(config, machine))
+    report.state = new_state(config, machine)
+    return report
+
+
+def add_epoch(report: Report, epoch: int, **means: float) -> list[dict[str, str]]:
+    """Log an epoch of 8 steps with such mean losses, and return the table."""
+    report.state.epoch, report.state.step = epoch - 1, 8
+    report.state.totals = {name: torch.tensor(8 * value) for name, value in means.items()}
+    report.add_epoch(report.state, StopRequest())
+    with open("evaluation/a/metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_going_on_drops_the_rows_of_epochs_that_are_done_again(report: Report):
     for epoch in (1, 2, 3):
-        report.add_metrics({"epoch": epoch, "l1": 0.1 * epoch})
-    again = Report(tmp_path, epochs_done=1)
-    again.add_metrics({"epoch": 2, "l1": 0.5})
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(COLUMNS)
-    assert [(row["epoch"], row["l1"]) for row in rows] == [("1", "0.1"), ("2", "0.5")]
-    assert rows[0]["val_l1"] == ""
-    assert Image.open(tmp_path / "curves.png").width > 500
-    assert list((tmp_path / "tensorboard").iterdir())
+        add_epoch(report, epoch, loss_d=0.5, l1=0.1 * epoch)
+    report.state.epoch = 1
+    again = Report(report.config, report.data, report.machine, report.state)
+    again.state = report.state
+    rows = add_epoch(again, 2, loss_d=0.5, l1=0.5, loss_new=7)
+    assert [(row["epoch"], row["l1"], row["loss_new"]) for row in rows] == [
+        ("1", "0.1", ""),
+        ("2", "0.5", "7"),
+    ]
+    assert list(rows[0])[:6] == [*FIRST_COLUMNS, "loss_d"]
+    assert list(rows[0]).index("val_l1") > list(rows[0]).index("loss_new")
+    assert Image.open("evaluation/a/curves.png").width > 500
+    assert list(Path("evaluation/a/tensorboard").iterdir())
+
+
+def test_a_table_of_another_program_is_not_overwritten(report: Report):
+    Path("evaluation/a/metrics.csv").write_text("epoch;l1\n1;0.5\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv is not the table.*move it elsewhere"):
+        Report(report.config, report.data, report.machine, report.state)
+
+
+def test_a_log_file_gets_whole_lines_now_and_then(
+    report: Report, capsys: pytest.CaptureFixture[str]
+):
+    for step in range(1, 9):
+        report.state.step = step
+        report.add_step(report.state, {"l1": torch.tensor(0.25)})
+    assert capsys.readouterr().err == ""
+    report.bar.last_print_t -= 60  # a minute later
+    report.add_step(report.state, {"l1": torch.tensor(0.25)})
+    line = capsys.readouterr().err
+    assert "l1=0.25" in line and "epoch 1/3" in line
+    assert line.count("\n") == 1 and "\r" not in line

@@ -1,0 +1,225 @@
+"""How near outputs come to their targets: the scores that a training and ``evaluate.py`` share."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from dataset import normalise
+from devices import Machine
+from pictures.palettes import merged_classes
+
+Palette = dict[str, tuple[int, int, int]]
+Scores = dict[str, float]
+
+
+# --- One picture ---
+def score_picture(fake: Tensor, y: Tensor) -> Scores:
+    """Score one output ``fake`` against its target ``y``, both (1, C, H, W) in [-1, 1].
+
+    Returns:
+        ``l1`` on [-1, 1]; ``psnr`` in dB and ``ssim`` on [0, 1]; and as ``sharpness`` and
+        ``target_sharpness`` the gradient energy of both.
+    """
+    unit_fake, unit_y = (fake + 1) / 2, (y + 1) / 2
+    scores = {
+        "l1": (fake - y).abs().mean(),
+        "psnr": peak_signal_noise_ratio(unit_fake, unit_y, data_range=1.0),
+        "ssim": structural_similarity_index_measure(unit_fake, unit_y, data_range=1.0),
+        "sharpness": gradient_energy(fake),
+        "target_sharpness": gradient_energy(y),
+    }
+    return {name: value.item() for name, value in scores.items()}
+
+
+def gradient_energy(picture: Tensor) -> Tensor:
+    """Return the mean square of the differences between neighbouring pixels."""
+    rows, columns = picture.diff(dim=-2), picture.diff(dim=-1)
+    return rows.square().mean() + columns.square().mean()
+
+
+def nearest_class(picture: Tensor, palette: Palette) -> Tensor:
+    """Return for each pixel of (N, 3, H, W) in [-1, 1] the index of the nearest colour, (N, H, W).
+
+    The distance is Euclidean in RGB.
+    """
+    colours = torch.tensor(list(palette.values()), device=picture.device) / 127.5 - 1
+    return torch.cdist(
+        picture.movedim(1, -1), colours, compute_mode="donot_use_mm_for_euclid_dist"
+    ).argmin(dim=-1)
+
+
+def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:
+    """Count the pixels of each true class (rows) that were found to be each class (columns).
+
+    Args:
+        fake: Output, (1, 3, H, W) in [-1, 1].
+        y: Target, likewise.
+        palette: Colours of the classes.
+
+    Returns:
+        The confusion matrix, (classes, classes).
+    """
+    found, true = nearest_class(fake, palette), nearest_class(y, palette)
+    return multiclass_confusion_matrix(found, true, num_classes=len(palette)).cpu()
+
+
+def class_scores(counts: Tensor, palette: Palette) -> Scores:
+    """Score the pixels that ``count_classes`` counted, in one picture or summed over many.
+
+    Returns:
+        ``accuracy``, the share of the pixels that agree; ``class_accuracy``, its mean over the
+        true classes; ``miou``, the mean intersection over union of the classes that are either
+        true or found; and ``merged_accuracy`` for palettes with two classes that are hardly
+        apart, with those taken as one. Over many pictures these are the paper's (section 4.1,
+        after FCN): classes weigh alike, however few pictures show them.
+    """
+    counts = counts.double()
+    right, true, found = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
+    union = true + found - right
+    scores = {
+        "accuracy": right.sum() / counts.sum(),
+        "class_accuracy": (right / true)[true > 0].mean(),
+        "miou": (right / union)[union > 0].mean(),
+    }
+    if merged := merged_classes(palette):
+        one, other = (list(palette).index(name) for name in merged)
+        confused = counts[one, other] + counts[other, one]
+        scores["merged_accuracy"] = (right.sum() + confused) / counts.sum()
+    return {name: value.item() for name, value in scores.items()}
+
+
+# --- All pictures ---
+class Measure:
+    """Something that is measured on each picture, or on all of them."""
+
+    def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
+        """Measure one picture: the input, the output and the target, (1, C, H, W) in [-1, 1]."""
+        return {}
+
+    def total(self) -> dict[str, Any]:
+        """Return what holds for all pictures, where that is not the mean of their scores."""
+        return {}
+
+
+class Classes(Measure):
+    """The ``class_scores`` of label pictures.
+
+    Args:
+        palette: Colours of the classes.
+
+    Attributes:
+        counts: What ``count_classes`` has counted up to now.
+    """
+
+    def __init__(self, palette: Palette) -> None:
+        self.palette = palette
+        self.counts = torch.zeros(len(palette), len(palette), dtype=torch.long)
+
+    def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
+        """Score the pixels of one picture."""
+        counts = count_classes(fake, y, self.palette)
+        self.counts += counts
+        return class_scores(counts, self.palette)
+
+    def total(self) -> Scores:
+        """Score the pixels of all pictures."""
+        return class_scores(self.counts, self.palette)
+
+
+class FixedMarks(Measure):
+    """The marks that stand at the same place in every picture.
+
+    With h a picture less its local mean (17x17), e the mean energy of h over N pictures and m
+    the energy of the mean h: (m - e/N) / (e (1 - 1/N)). 0 means that the pictures share nothing,
+    as real ones do; 1 that they are all alike; NaN that there are fewer than two, or flat ones.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.energy, self.details = 0, torch.zeros(2), torch.zeros(())
+
+    def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
+        """Add one output and its target."""
+        both = torch.cat([fake, y])
+        around = F.avg_pool2d(F.pad(both, (8, 8, 8, 8), mode="reflect"), 17, stride=1)
+        details = (both - around).cpu().double()
+        self.count += 1
+        self.energy = self.energy + details.square().mean(dim=(1, 2, 3))
+        self.details = self.details + details
+        return {}
+
+    def total(self) -> Scores:
+        """Return the measure of the outputs, and of the targets."""
+        n, e = self.count, self.energy / self.count
+        m = (self.details / n).square().mean(dim=(1, 2, 3))
+        marks = (m - e / n) / (e * (1 - 1 / n))
+        return dict(zip(("fixed_marks", "fixed_marks_of_targets"), marks.tolist(), strict=True))
+
+
+@torch.inference_mode()
+def score_all(
+    generator: nn.Module,
+    batches: Iterable[Tensor],
+    measures: Sequence[Measure],
+    *,
+    input_nc: int,
+    machine: Machine,
+) -> tuple[list[Scores], dict[str, Any]]:
+    """Translate pairs and measure the outputs.
+
+    Args:
+        generator: Configured for test; takes (1, input_nc, H, W) in [-1, 1].
+        batches: Pairs one at a time, integers (1, input_nc + output_nc, H, W), not augmented.
+        measures: What to measure beside the scores of ``score_picture``.
+        input_nc: Channels of the input.
+        machine: Where the generator is, and its precision.
+
+    Returns:
+        The scores of each picture, and those of all.
+    """
+    rows: list[Scores] = []
+    for batch in batches:
+        x, y = normalise(batch.to(machine.device), input_nc)
+        with machine.autocast:
+            fake = generator(x)
+        rows.append(score_picture(fake, y))
+        for measure in measures:
+            rows[-1] |= measure(x, fake, y)
+    scores: dict[str, Any] = summarise(rows)
+    for measure in measures:
+        scores |= measure.total()
+    return rows, scores
+
+
+def summarise(rows: Sequence[Scores]) -> Scores:
+    """Return the means over pictures; where a score has a ``target_`` beside it, their ratio.
+
+    So ``sharpness`` 1 is as sharp as real, and below is blurred.
+    """
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    for name in [name for name in means if f"target_{name}" in means]:
+        means[name] /= max(means.pop(f"target_{name}"), 1e-12)
+    return means
+
+
+def evaluate(
+    generator: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    input_nc: int,
+    machine: Machine,
+    palette: Palette | None = None,
+) -> Scores:
+    """Return the scores that a training shows; see ``score_all``.
+
+    With a ``palette``, the colours of the classes in label targets, those of the classes too.
+    """
+    measures = [Classes(palette)] if palette else []
+    return score_all(generator, batches, measures, input_nc=input_nc, machine=machine)[1]

@@ -1,0 +1,80 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from test_authors import save, unet
+
+from config import Config, resolve
+from devices import choose_machine
+from finetune import start_from
+from train import TrainingState, new_state, train
+from utils import load_generator
+
+
+def fresh_state(**settings: object) -> TrainingState:
+    config = resolve(Config(dataset="x", **TINY | {"seed": 1} | settings))[0]
+    return new_state(config, choose_machine("cpu", "fp32"))
+
+
+def differing(first: torch.nn.Module, second: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, t in first.state_dict().items() if not torch.equal(t, second[name])]
+
+
+@pytest.fixture
+def trained(towns: Path) -> dict:
+    train(Config(dataset=str(towns), name="a", **TINY | {"n_epochs": 1, "n_epochs_decay": 0}))
+    return torch.load("checkpoints/a/latest.pt", weights_only=True)
+
+
+def test_a_new_run_starts_from_both_networks(trained: dict, towns: Path):
+    state = fresh_state()
+    line = start_from(state, "checkpoints/a/latest.pt")
+    assert not differing(state.generator, trained["generator"])
+    assert not differing(state.discriminator, trained["discriminator"])
+    assert "discriminator is from there, too" in line
+    again = fresh_state()
+    assert "discriminator is new" in start_from(again, "checkpoints/a/generator.pt")
+    assert not differing(again.generator, trained["generator"])
+
+
+def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
+    before = trained["generator"]
+    larger = fresh_state(crop_size=64, load_size=72)
+    line = start_from(larger, "checkpoints/a/generator.pt")
+    weights = larger.generator.state_dict()
+    assert torch.equal(weights["encoder.3.1.weight"], before["encoder.3.1.weight"])
+    assert torch.equal(weights["decoder.5.1.weight"], before["decoder.4.1.weight"])
+    assert "encoder level 6" in line and "encoder level 1" not in line
+    grey = fresh_state(input_nc=1)
+    line = start_from(grey, "checkpoints/a/latest.pt")
+    assert differing(grey.generator, before | {"encoder.0.1.weight": torch.zeros(1)}) == [
+        "encoder.0.1.weight"
+    ]
+    assert "drawn anew: encoder level 1 1.weight; the discriminator is new" in line
+
+
+def test_the_authors_file_is_a_start():
+    path = save(unet(6, 4, "batch").state_dict())
+    state = fresh_state(crop_size=64, load_size=72, norm="batch")
+    assert start_from(state, str(path)) == f"Starting from {path}; the discriminator is new."
+    assert not differing(state.generator, load_generator(path, "cpu").state_dict())
+
+
+def test_what_fits_nowhere_is_refused_with_the_settings_that_do(trained: dict):
+    with pytest.raises(ValueError, match="--ngf 4 --norm instance"):
+        start_from(fresh_state(ngf=6), "checkpoints/a/generator.pt")
+
+
+def test_the_command_line_starts_from_a_file(
+    trained: dict, towns: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = Config(dataset=str(towns), name="b", init_from="checkpoints/a/latest.pt", **TINY)
+    train(replace(config, lr=1e-12, n_epochs=1, n_epochs_decay=0))
+    assert re.search(r"Starting from checkpoints.a.latest\.pt", capsys.readouterr().out)
+    weights = torch.load("checkpoints/b/latest.pt", weights_only=True)["generator"]
+    torch.testing.assert_close(weights, trained["generator"], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="name of its own"):
+        train(replace(config, name="a", dataset=str(towns), ngf=6))

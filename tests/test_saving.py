@@ -1,0 +1,391 @@
+import csv
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, flags, script
+from runs import assert_same, results
+
+import saving
+from config import Config, resolve
+from devices import choose_machine
+from report import Report
+from saving import DivergedError
+from scripts import Interrupted, StopRequest
+from sources import open_data
+from train import new_state, train
+from utils import load_generator
+
+
+def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
+    base = flags(dataset=towns, checkpoint_minutes=0, n_epochs=12)
+    assert script("train.py", *base, "--name", "whole").returncode == 0
+    command = [sys.executable, str(ROOT / "train.py"), *base, "--name", "killed"]
+    dice = random.Random(0)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        waiting_until = time.monotonic() + 60
+        checkpoint = Path("checkpoints/killed/generator.pt")
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while time.monotonic() < waiting_until and process.poll() is None:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
+                break
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.6))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    last = script("train.py", *base, "--name", "killed")
+    assert last.returncode == 0, last.stderr
+    for one, other in zip(results("whole"), results("killed"), strict=True):
+        assert_same(one, other)
+
+
+def long_run(**settings: object) -> subprocess.Popen[str]:
+    """Start a run called s that would take long, and wait for the end of its first epoch."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags(n_epochs=4000, name="s", **settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not Path("evaluation/s/metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint(towns: Path, signum: int, code: int):
+    process = long_run(dataset=towns)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "give the same command to go on" in errors
+    assert "Traceback" not in errors
+    assert Path("checkpoints/s/latest.pt").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+@pytest.mark.parametrize("main_too", [True, False])
+def test_a_signal_to_the_workers_leaves_a_checkpoint(towns: Path, main_too: bool):
+    process = long_run(dataset=towns, num_workers=2, checkpoint_minutes=60)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for pid in [*map(int, children), *([process.pid] if main_too else [])]:
+        os.kill(pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in ((2, 143) if main_too else (2,))
+    assert "ive the same command to go on" in errors
+    assert "Traceback" not in errors
+    assert Path("checkpoints/s/latest.pt").exists()
+
+
+def test_other_settings_are_refused_all_at_once(towns: Path):
+    assert script("train.py", *flags(dataset=towns, name="a")).returncode == 0
+    other = script("train.py", *flags(dataset=towns, name="a", lambda_l1=10, ngf=8, n_epochs=9))
+    assert other.returncode == 2
+    assert other.stdout == ""
+    assert "lambda_l1: 100.0 in the checkpoint, 10.0 now" in other.stderr
+    assert "ngf: 4 in the checkpoint, 8 now" in other.stderr
+    assert "n_epochs" not in other.stderr
+    fresh = script("train.py", *flags(dataset=towns, name="a", ngf=8), "--fresh")
+    assert fresh.returncode == 0
+    assert Path("checkpoints/a.old1/latest.pt").exists()
+    assert Path("evaluation/a.old1/metrics.csv").exists()
+
+
+def test_more_epochs_go_on(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    train(replace(config, n_epochs=3))
+    assert [row["epoch"] for row in results("a")[1]] == ["1", "2", "3", "4"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_previous_used(
+    towns: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = Config(dataset=str(towns), name="a", checkpoint_minutes=0, **TINY)
+    train(config)
+    latest = Path("checkpoints/a/latest.pt")
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    latest.write_bytes(content)
+    train(config)
+    output = capsys.readouterr().out
+    assert f"{latest} is damaged" in output
+    assert "previous.pt" in output
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    before = Path("checkpoints/a/latest.pt").read_bytes()
+    with pytest.raises(DivergedError, match="lower --lr"):
+        train(replace(config, lr=1e30, n_epochs=20))
+    assert Path("checkpoints/a/latest.pt").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_older_checkpoints(
+    towns: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    before = Path("checkpoints/a/latest.pt").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"incoming\.pt could not be written.*No space left"):
+        train(replace(config, n_epochs=3))
+    assert Path("checkpoints/a/latest.pt").read_bytes() == before
+    assert not list(Path("checkpoints/a").glob("*.tmp"))
+
+
+def test_a_changed_data_set_is_refused(towns: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(towns, copy)
+    config = Config(dataset=str(copy), name="a", **TINY)
+    train(config)
+    next((copy / "train").iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"trained on 8 pairs.*now has 7"):
+        train(replace(config, n_epochs=5))
+
+
+def test_fresh_leaves_the_old_run_until_the_new_one_can_start(towns: Path):
+    train(Config(dataset=str(towns), name="a", **TINY))
+    result = script("train.py", *flags(dataset=towns, name="a", batch_size=99), "--fresh")
+    assert result.returncode == 2
+    assert Path("checkpoints/a/latest.pt").exists()
+
+
+def test_precision_may_change_on_the_way(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    train(replace(config, precision="fp16", n_epochs=3))
+    assert len(results("a")[1]) == 4
+
+
+def test_a_table_that_cannot_be_written_loses_no_step(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    config = Config(dataset=str(towns), name="a", **TINY)
+
+    def locked(self: Report, values: dict) -> None:
+        raise PermissionError("metrics.csv cannot be replaced")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "add_metrics", locked)
+        with pytest.raises(PermissionError):
+            train(config)
+    assert results("a")[0]["step"] == 8
+    train(config)
+    assert [row["epoch"] for row in results("a")[1]] == ["1", "2", "3"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(
+    towns: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match=r"evaluation.a cannot be written to .*start in a folder"):
+        train(Config(dataset=str(towns), name="a", **TINY))
+    assert not Path("checkpoints/a").exists()
+
+
+def test_the_cache_may_move(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    train(replace(config, cache_dir="elsewhere", n_epochs=3))
+    assert len(results("a")[1]) == 4
+
+
+def test_a_batch_larger_than_the_data_set(towns: Path):
+    result = script("train.py", *flags(dataset=towns, batch_size=9))
+    assert result.returncode == 2
+    assert "batch_size 9" in result.stderr
+    assert "8" in result.stderr
+
+
+def test_stopping_and_going_on_is_the_same_run(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    config = Config(dataset=str(towns), name="whole", **TINY)
+    train(config)
+    checks = iter([3, 9, 4, 12, 7])  # after so many steps and validated pairs of each part
+    original, left = StopRequest.check, next(checks)
+
+    def stopping(self: StopRequest) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            self.signum, left = signal.SIGINT, next(checks, 0)
+        original(self)
+
+    monkeypatch.setattr(StopRequest, "check", stopping)
+    parts = replace(config, name="parts", num_workers=1)
+    for _ in range(8):
+        try:
+            train(parts)
+        except Interrupted as stop:
+            assert stop.exit_code == 130
+            assert "same command" in str(stop)
+        else:
+            break
+    assert next(checks, None) is None, "it was interrupted five times"
+    for one, other in zip(results("whole"), results("parts"), strict=True):
+        if isinstance(one, dict):
+            one.pop("n_pairs", None)
+            other.pop("n_pairs", None)
+        assert_same(one, other)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(towns: Path):
+    config = Config(dataset=str(towns), name="a", keep_generators=1, **TINY)
+    train(config)
+    for name in ("latest.pt", "previous.pt"):
+        Path("checkpoints/a", name).unlink()
+    before = Path("evaluation/a/metrics.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"latest\.pt, to go on from, is gone.*--fresh"):
+        train(config)
+    assert Path("evaluation/a/metrics.csv").read_bytes() == before
+    train(config, fresh=True)
+    assert Path("evaluation/a.old1/metrics.csv").read_bytes() == before
+    assert Path("checkpoints/a.old1/generator_001.pt").exists()
+
+
+def test_one_run_is_for_one_process(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "LOCK_S", 0.1)
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    with saving.Checkpoints(resolve(config)[0]):
+        for fresh in (False, True):
+            with pytest.raises(OSError, match=rf"trained by process {os.getpid()} on .*--name"):
+                train(config, fresh=fresh)
+        train(replace(config, name="b"))
+    train(replace(config, n_epochs=3))
+    assert len(results("a")[1]) == 4
+
+
+def test_what_an_older_file_lacks_takes_its_default(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    for path in Path("checkpoints/a").glob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        del content["config"]["n_layers_d"]
+        content.pop("seconds", None)
+        torch.save(content, path)
+    table = Path("evaluation/a/metrics.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    kept = [name for name in rows[0] if name not in ("val_ssim", "d_real")]
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, kept, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert load_generator("checkpoints/a/generator.pt", "cpu").config.n_layers_d == 3
+    train(replace(config, n_epochs=3))
+    _, rows, _ = results("a")
+    assert [row["val_ssim"] != "" for row in rows] == [False, False, False, True]
+    assert [row["d_real"] != "" for row in rows] == [False, False, False, True]
+    with pytest.raises(ValueError, match="n_layers_d: 3 in the checkpoint, 2 now"):
+        train(replace(config, n_epochs=4, n_layers_d=2))
+
+
+def test_a_run_of_the_version_before_goes_on_in_the_middle_of_an_epoch(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(replace(config, n_epochs=1))
+    content = torch.load("checkpoints/a/latest.pt", weights_only=True)
+    content |= {"totals": torch.tensor([8.0, 4.0, 4.0, 16.0, 80.0]), "epoch": 2, "step": 8}
+    torch.save(content, "checkpoints/a/latest.pt")
+    train(config)
+    assert float(results("a")[1][2]["l1"]) == 10
+
+
+def test_weights_that_are_not_finite_are_never_saved(towns: Path):
+    config = resolve(Config(dataset=str(towns), name="a", **TINY))[0]
+    train(config)
+    before = Path("checkpoints/a/latest.pt").read_bytes()
+    with saving.Checkpoints(config) as checkpoints:
+        machine = choose_machine("cpu", "fp32")
+        state = checkpoints.restored(new_state(config, machine), open_data(config))
+        with torch.no_grad():
+            state.generator.encoder[1][1].weight[0, 0, 0, 0] = math.nan
+        with pytest.raises(DivergedError, match=r"weights.*latest\.pt is from before that"):
+            checkpoints.save(state)
+    assert Path("checkpoints/a/latest.pt").read_bytes() == before
+
+
+def test_a_validation_that_is_not_finite_is_divergence(
+    towns: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("report.evaluate", lambda *_, **__: {"l1": math.nan})
+    with pytest.raises(DivergedError, match=r"val_l1 became .* in epoch 1\..*lower --lr"):
+        train(Config(dataset=str(towns), name="a", **TINY))
+
+
+class FullDisk:
+    """Lets torch write only files of up to ``limit`` bytes, as a disk that is nearly full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+        self.limit, self.save = limit, torch.save
+        monkeypatch.setattr(torch, "save", self)
+
+    def __call__(self, content: object, path: Path) -> None:
+        self.save(content, path)
+        if isinstance(path, Path) and path.stat().st_size > self.limit:
+            raise RuntimeError("unexpected pos 6528 vs 6422")  # torch's words for it
+
+
+def test_a_save_that_fails_on_the_way_is_a_warning(
+    towns: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    disk = FullDisk(monkeypatch, 0)
+    original = Report.add_epoch
+
+    def room_again(self: Report, *arguments: object) -> None:
+        disk.limit = 10**9
+        original(self, *arguments)
+
+    monkeypatch.setattr(Report, "add_epoch", room_again)
+    train(Config(dataset=str(towns), name="a", checkpoint_minutes=0, **TINY))
+    output = capsys.readouterr().out
+    assert "latest" not in output.split("Warning: ")[0]
+    assert re.search(r"Warning: .*incoming.pt could not be written: no space left", output)
+    assert results("a")[0]["epoch"] == 3
+
+
+def test_a_disk_that_stays_full_costs_only_the_newest_file(
+    towns: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    before = Path("checkpoints/a/latest.pt").read_bytes()
+    FullDisk(monkeypatch, Path("checkpoints/a/generator.pt").stat().st_size + 100)
+    with pytest.raises(OSError, match=r"no space left.*a_generator_004\.pt") as failed:
+        train(replace(config, n_epochs=3))
+    assert Path("checkpoints/a/latest.pt").read_bytes() == before
+    assert not Path("checkpoints/a/previous.pt").exists()
+    assert "Traceback" not in str(failed.value)
+    load_generator("checkpoints/a/a_generator_004.pt", "cpu")
+
+
+def test_the_space_is_checked_before_training(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(".")._replace(free=1000)
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(replace(config, name="b"))  # its cache is there for the next
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"GB are needed and 0\.00 GB free.*checkpoints.a"):
+        train(config)

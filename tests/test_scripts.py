@@ -1,0 +1,97 @@
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+from config import Config
+from scripts import POLITE, Interrupted, StopRequest, run_script
+from train import train
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "Stopped at once"),
+        (Interrupted("stopped in epoch 3", 15), 143, "stopped in epoch 3"),
+        (ValueError("crop_size is 7"), 2, "crop_size is 7"),
+        (OSError("disk full"), 2, "disk full"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "Lower batch_size"),
+        (MemoryError(), 2, "Lower batch_size"),
+    ],
+)
+def test_a_script_ends_in_one_message_and_its_code(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main)
+    assert stopped.value.code == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_every_polite_signal_is_a_request():
+    before = [signal.getsignal(getattr(signal, name)) for name in POLITE]
+    for name in POLITE:
+        with StopRequest() as stop:
+            stop.check()
+            os.kill(os.getpid(), getattr(signal, name))
+            with pytest.raises(Interrupted) as raised:
+                stop.check()
+        assert raised.value.exit_code == 128 + getattr(signal, name)
+    assert [signal.getsignal(getattr(signal, name)) for name in POLITE] == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signal")
+def test_under_nohup_a_closed_terminal_is_ignored(monkeypatch: pytest.MonkeyPatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
+def test_a_stop_frees_the_networks_at_once(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    generators = []
+    original = StopRequest.check
+
+    def stopping(self: StopRequest) -> None:
+        self.signum = signal.SIGINT
+        original(self)
+
+    def noting(generator: torch.nn.Module) -> torch.nn.Module:
+        generators.append(weakref.ref(generator))
+        return generator
+
+    monkeypatch.setattr(StopRequest, "check", stopping)
+    monkeypatch.setattr("utils.Generator.train", lambda self, mode=True: noting(self))
+    with pytest.raises(Interrupted, match="same command") as stopped:
+        train(Config(dataset=str(towns), name="a", **TINY))
+    assert generators
+    assert not any(generator() for generator in generators)
+    assert stopped.value.exit_code == 130
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_name_can_be_printed(encoding: str):
+    program = "from scripts import run_script; import os; "
+    program += r"run_script(lambda: print('\u4e2d', 'é', os.fsdecode(b'\xff')))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"\u4e2d" in done.stdout and rb"\udcff" in done.stdout

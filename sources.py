@@ -167,7 +167,7 @@ def open_data(config: Config) -> Data:
         except BadPictures as error:
             bad.append(error)
     if bad:
-        raise BadPictures.joined(bad)
+        raise BadPictures([e for b in bad for e in b.errors], sum(b.n_pairs for b in bad))
     train, val = opened
     if config.batch_size > len(train):
         raise ValueError(

@@ -13,7 +13,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 LAYERS = [
     {"disk", "scripts", "devices", "pictures.palettes", "pictures.layouts", "generator"},
     {"pictures.decode", "towns.plan", "config", "discriminator"},
-    {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw"},
+    {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw", "workers"},
     {"pictures.cache"},
     {"dataset", "authors"},
     {"sources", "utils"},

@@ -2,24 +2,22 @@
 
 import hashlib
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 
 # albumentations asks a server for newer versions when imported, unless this is set before.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from config import Config
 from pictures.cache import PairCache
-from pictures.decode import BadPictures
 from pictures.layouts import Pair
 from pictures.pairs import Recipe
+from workers import prepared
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 
@@ -40,6 +38,7 @@ class PairedImages(Dataset):
         recipe: As given.
         pairs: The pairs that are used, in the order of the indices.
         sizes: Original (height, width) of the input, per pair.
+        contents: A hash of the files, per pair.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
@@ -53,6 +52,7 @@ class PairedImages(Dataset):
         self._augment = _augmentation(recipe)
         self.pairs: tuple[Pair, ...] = self._cache.pairs
         self.sizes: list[tuple[int, int]] = self._cache.sizes
+        self.contents: list[str] = self._cache.contents
         self.notes = self._cache.notes + _enlarged(self.sizes, recipe)
 
     def __len__(self) -> int:
@@ -107,8 +107,15 @@ def derived_seed(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-class EpochOrder(Sampler[list[Key]]):
-    """Which samples make up each batch of a whole run; an incomplete last batch is dropped.
+def epoch_order(
+    n_pairs: int,
+    batch_size: int,
+    seed: int,
+    n_epochs: int,
+    start_epoch: int = 0,
+    start_step: int = 0,
+) -> Iterator[list[Key]]:
+    """Yield which samples make up each batch of a run; an incomplete last batch is dropped.
 
     Args:
         n_pairs: Pairs of the data set.
@@ -118,71 +125,12 @@ class EpochOrder(Sampler[list[Key]]):
         start_epoch: Epoch to begin in.
         start_step: Batches of that epoch that are done already.
     """
-
-    def __init__(
-        self,
-        n_pairs: int,
-        batch_size: int,
-        seed: int,
-        n_epochs: int,
-        start_epoch: int = 0,
-        start_step: int = 0,
-    ) -> None:
-        self.n_pairs, self.batch_size, self.seed = n_pairs, batch_size, seed
-        self.n_epochs, self.start_epoch, self.start_step = n_epochs, start_epoch, start_step
-
-    def __len__(self) -> int:
-        """Count the batches that are left."""
-        epochs = max(0, self.n_epochs - self.start_epoch)
-        return max(0, epochs * (self.n_pairs // self.batch_size) - self.start_step)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        """Yield the (epoch, index) of each batch that is left."""
-        for epoch in range(self.start_epoch, self.n_epochs):
-            order = np.random.default_rng(derived_seed(self.seed, epoch)).permutation(self.n_pairs)
-            done = self.start_step if epoch == self.start_epoch else 0
-            for step in range(done, self.n_pairs // self.batch_size):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, int(index)) for index in batch]
-
-
-class _Messenger(Dataset):
-    """Pairs for the loader's workers: what goes wrong is handed over like a batch.
-
-    Raised in a worker it would reach the user inside torch's traceback, and end the run only
-    after a wait for that worker.
-    """
-
-    def __init__(self, pairs: PairedImages) -> None:
-        self.pairs = pairs
-
-    def __getitems__(self, keys: Sequence[Key]) -> Tensor | BadPictures | OSError:
-        try:
-            return self.pairs.__getitems__(keys)
-        except (BadPictures, OSError) as error:
-            return error
-
-
-class _Loader(DataLoader):
-    """A DataLoader that raises what its workers hand over, and says so if one is gone."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise OSError(
-                    "A process that prepares pairs was ended from outside. Give the same command "
-                    "to go on, with fewer --num-workers if memory ran out."
-                ) from error
-            if isinstance(batch, BadPictures | OSError):
-                raise batch
-            yield batch
+    for epoch in range(start_epoch, n_epochs):
+        order = np.random.default_rng(derived_seed(seed, epoch)).permutation(n_pairs)
+        done = start_step if epoch == start_epoch else 0
+        for step in range(done, n_pairs // batch_size):
+            batch = order[step * batch_size : (step + 1) * batch_size]
+            yield [(epoch, int(index)) for index in batch]
 
 
 def training_loader(
@@ -190,10 +138,10 @@ def training_loader(
     config: Config,
     start_epoch: int = 0,
     start_step: int = 0,
-    device: torch.device = torch.device("cpu"),  # noqa: B008 - it is immutable
-    check: Callable[[], None] | None = None,
-) -> DataLoader:
-    """Return the batches of the whole rest of a run, to be iterated once.
+    device: torch.device | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Tensor]:
+    """Yield the batches of the whole rest of a run; closing the generator ends its processes.
 
     One iterator over all epochs keeps the workers busy across their borders. It draws nothing
     from torch's global generator, so the same run trains alike however often it is resumed.
@@ -204,24 +152,21 @@ def training_loader(
         start_epoch: Epoch to begin in, from 0.
         start_step: Batches of that epoch that are done already.
         device: Where the batches will go.
-        check: Called now and then while a batch is waited for; what it raises ends the waiting.
+        check: Called every second while a batch is waited for; what it raises ends the waiting.
 
-    Returns:
-        Loader of tensors (batch_size, C, crop_size, crop_size), uint8 or uint16.
+    Yields:
+        Tensors (batch_size, C, crop_size, crop_size), uint8 or uint16.
+
+    Raises:
+        BadPictures, OSError: A picture that is not cached has changed, or a worker is gone.
     """
     n_epochs = config.n_epochs + config.n_epochs_decay
-    order = EpochOrder(
+    order = epoch_order(
         len(pairs), config.batch_size, config.seed, n_epochs, start_epoch, start_step
     )
-    return _Loader(
-        _Messenger(pairs),
-        batch_sampler=order,
-        num_workers=config.num_workers,
-        collate_fn=_as_is,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),
-    )
+    # Page-locked memory goes to a GPU while the host goes on.
+    keep = Tensor.pin_memory if device and device.type == "cuda" else Tensor.clone
+    return prepared(pairs, order, config.num_workers, check=check, keep=keep)
 
 
 def validation_loader(pairs: PairedImages) -> DataLoader:
@@ -232,20 +177,6 @@ def validation_loader(pairs: PairedImages) -> DataLoader:
 
 def _as_is(batch: Tensor) -> Tensor:
     return batch
-
-
-def _start_worker(worker: int) -> None:
-    # Ctrl-C and `timeout` signal the whole process group, but what it means is for the main
-    # process to decide, which needs batches until then: workers leave the group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-    # A fork inherits the main process's handler, and with it could not be ended at exit. Killed by
-    # the signal, where it goes to every process (systemd, pkill), a worker would make torch raise
-    # in the middle of the main process's step; one that exits lets it finish.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    # A fork has none of the threads that OpenCV believes it started.
-    cv2.setNumThreads(0)
 
 
 def normalise(batch: Tensor, input_nc: int) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,13 @@ from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
-from pictures.layouts import Pair, Split, check_folder, find_pairs
+from pictures.layouts import Pair, Split, check_folder, find_pairs, normal_name, shortened
 from pictures.pairs import Recipe
 from pictures.palettes import target_palette
 from towns.draw import N_TRAIN, N_VAL, draw_towns
+
+MOST = 8  # names in a message
+Identity = dict[str, dict[str, str]]  # of "train" and "val": name of a pair to hash of its files
 
 
 def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
@@ -98,6 +101,55 @@ class Data:
         heights, widths = zip(*self.train.sizes, strict=True)
         return statistics.median_high(heights), statistics.median_high(widths)
 
+    def identity(self) -> Identity:
+        """Return what the pairs are, wherever they lie."""
+        return {
+            part: {
+                normal_name(pair.a.name): content
+                for pair, content in zip(images.pairs, images.contents, strict=True)
+            }
+            for part, images in (("train", self.train), ("val", self.val))
+        }
+
+
+def changes(before: Identity, now: Identity) -> str | None:
+    """Say why a run may not go on with pairs that are not those it was trained on before.
+
+    Args:
+        before: ``Data.identity()`` when the checkpoint was written; empty if it did not tell.
+        now: The same of the pairs that there are now.
+
+    Returns:
+        Which pairs they are and what to do, or None where nothing changed.
+    """
+    if not before or before == now:
+        return None
+    known = set(before["train"].values()) - set(before["val"].values())
+    if taught := [name for name, content in now["val"].items() if content in known]:
+        return (
+            f"{len(taught)} pairs that are now for validation were trained on before: "
+            f"{', '.join(shortened(taught, MOST))}. Scores on them would be worth nothing: bring "
+            "the old split back, or start over with another --name or --fresh."
+        )
+    lines = []
+    for part in ("train", "val"):
+        old, new = before[part], now[part]
+        for what, names in (
+            ("changed", [name for name in old if name in new and old[name] != new[name]]),
+            ("missing", [name for name in old if name not in new]),
+            ("new", [name for name in new if name not in old]),
+        ):
+            if names:
+                lines.append(f"  {what} in {part}: {', '.join(shortened(names, MOST))}")
+    return "\n".join(
+        [
+            "The pairs are not those that were trained on:",
+            *lines,
+            "Bring the old ones back, or start a new run on these, from what was learned: another "
+            "--name, and --init-from the old run's generator.pt.",
+        ]
+    )
+
 
 def open_data(config: Config) -> Data:
     """Find, check and open the pairs that a resolved ``config`` names, and say what they are.
@@ -115,7 +167,7 @@ def open_data(config: Config) -> Data:
         except BadPictures as error:
             bad.append(error)
     if bad:
-        raise BadPictures.joined(bad)
+        raise BadPictures([e for b in bad for e in b.errors], sum(b.n_pairs for b in bad))
     train, val = opened
     if config.batch_size > len(train):
         raise ValueError(

@@ -20,7 +20,7 @@ from disk import check_space, is_full, reason_of, remove_drafts, whole_file
 from pictures.decode import BadPictures, Header, PictureError
 from pictures.jobs import ahead
 from pictures.layouts import Pair
-from pictures.pairs import Recipe, check_pair, read_pair, shape_of
+from pictures.pairs import Recipe, check_pair, content_of, read_pair, shape_of
 
 N_THREADS = min(8, os.cpu_count() or 1)
 FORMAT = 4  # to be raised when what is stored changes for the same pairs and recipe
@@ -40,6 +40,7 @@ class PairCache:
     Attributes:
         pairs: The pairs that can be used, in the order given.
         sizes: Original (height, width) of the input, per pair.
+        contents: A hash of the files, per pair.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
@@ -64,6 +65,7 @@ class PairCache:
             raise bad
         self.pairs = tuple(pairs[number] for number in index["good"])
         self.sizes = [(height, width) for height, width in index["sizes"]]
+        self.contents: list[str] = index["contents"]
         self.dtype = np.dtype(index["dtype"])
         self.shapes = [tuple(shape) for shape in index["shapes"]]
         self.starts = [0, *accumulate(map(math.prod, self.shapes))]
@@ -108,7 +110,7 @@ class PairCache:
 
 def _key(pairs: Sequence[Pair], recipe: Recipe) -> str:
     """Hash everything that the arrays follow from."""
-    files = [_facts(file) for pair in pairs for file in (pair.a, pair.b) if file]
+    files = [_facts(file) for pair in pairs for file in pair.files]
     facts = {"format": FORMAT, "recipe": recipe.of_the_arrays, "files": files}
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
@@ -159,11 +161,14 @@ def _build(path: Path, pairs: Sequence[Pair], recipe: Recipe) -> None:
         n_bytes = sum(math.prod(shape_of(h, recipe)) for h in good) * dtype.itemsize
         checked = zip(pairs, headers, strict=True)
         sound = [head if isinstance(head, PictureError) else pair for pair, head in checked]
-        read = partial(read_pair, recipe=recipe, dtype=dtype)
-        arrays = _each(pool, read, sound, "decoding pictures")
+
+        def read(pair: Pair) -> tuple[np.ndarray, str]:
+            return read_pair(pair, recipe, dtype), content_of(pair)
+
+        pictures = _each(pool, read, sound, "decoding pictures")
         store = _npy_file(path, dtype, n_bytes) if _fits(n_bytes, recipe) else None
         with store or contextlib.nullcontext() as file:
-            index = {"dtype": dtype.name, "n_bytes": n_bytes} | _write(file, headers, arrays)
+            index = {"dtype": dtype.name, "n_bytes": n_bytes} | _write(file, headers, pictures)
             if index["bad"] and recipe.on_bad_picture == "stop":
                 raise _bad_pictures(index, len(pairs))
         draft.write_text(json.dumps(index))
@@ -172,16 +177,18 @@ def _build(path: Path, pairs: Sequence[Pair], recipe: Recipe) -> None:
 def _write(
     file: BinaryIO | None,
     headers: Sequence[Header | PictureError],
-    arrays: Iterator[np.ndarray | PictureError],
+    pictures: Iterator[tuple[np.ndarray, str] | PictureError],
 ) -> dict[str, Any]:
     """Write the arrays that could be read, if to a file, and say which, and why others not."""
-    found: dict[str, Any] = {"good": [], "shapes": [], "sizes": [], "bad": []}
-    for number, (header, array) in enumerate(zip(headers, arrays, strict=True)):
-        if isinstance(array, PictureError):
-            reasons = {str(file.absolute()): why for file, why in array.reasons.items()}
-            found["bad"].append((reasons, array.advice))
+    found: dict[str, list] = {name: [] for name in ("good", "sizes", "contents", "shapes", "bad")}
+    for number, (header, picture) in enumerate(zip(headers, pictures, strict=True)):
+        if isinstance(picture, PictureError):
+            reasons = {str(path.absolute()): why for path, why in picture.reasons.items()}
+            found["bad"].append((reasons, picture.advice))
             continue
+        array, content = picture
         found["good"].append(number)
+        found["contents"].append(content)
         found["shapes"].append(array.shape)
         found["sizes"].append((header.height, header.width))
         if file:

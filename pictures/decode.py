@@ -64,11 +64,6 @@ class BadPictures(ValueError):  # noqa: N818 - the pictures, as listed, are the 
         """List the files and what is wrong with them, one a line, the first ones of many."""
         return listed([line for error in self.errors for line in error.lines()])
 
-    @classmethod
-    def joined(cls, parts: Sequence["BadPictures"]) -> "BadPictures":
-        """Join the lists of several data sets into one."""
-        return cls([e for part in parts for e in part.errors], sum(p.n_pairs for p in parts))
-
 
 @dataclass(frozen=True)
 class Header:

@@ -42,6 +42,11 @@ class Pair:
         """The pair's name in reports: the file name of A without its suffix."""
         return self.a.stem
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one or two files."""
+        return (self.a, self.b) if self.b else (self.a,)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -62,12 +67,7 @@ class Split:
     held_out: bool = False
 
     def describe(self, name: str, sizes: Sequence[tuple[int, int]]) -> str:
-        """Say in one line what was found.
-
-        Args:
-            name: The name of the data set.
-            sizes: (height, width) of one half, per pair.
-        """
+        """Say in one line what was found; ``sizes`` are the (height, width) of a half, per pair."""
         halves = 2 if self.train[0].b is None else 1
         seen = sorted({(halves * width, height) for height, width in sizes})
         spread = " to ".join(f"{w}x{h}" for w, h in dict.fromkeys([*seen[:1], *seen[-1:]]))
@@ -114,20 +114,12 @@ def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **nam
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """List the picture files directly in a folder, in an order that no system changes.
-
-    Raises:
-        OSError: If the folder cannot be read.
-    """
+    """List the picture files directly in a folder, in an order that no system changes."""
     return [p for p in _entries(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """List the picture files in a folder and below it, hidden and linked folders aside.
-
-    Raises:
-        OSError: If one of the folders cannot be read.
-    """
+    """List the picture files in a folder and below it, hidden and linked folders aside."""
     found = pictures_in(folder)
     for child in _entries(folder):
         if child.is_dir() and not child.is_symlink():

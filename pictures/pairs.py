@@ -1,5 +1,7 @@
 """Turn a pair on disk into one channel-stacked array, the input's channels before the target's."""
 
+import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from pictures.layouts import Pair
 MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
 MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk
 SQUARE = 0.05  # how far from square the halves of a side-by-side picture may be
+EDGE = 1 << 16  # bytes at either end of a file that tell it from others
 ALIKE = 0.02  # how far apart the aspect ratios of two files of a pair may be
 
 _ADVICE = (
@@ -66,9 +69,8 @@ def check_pair(pair: Pair, recipe: Recipe) -> Header:
     Raises:
         PictureError: If the pair cannot be used, with the reason for each of its files.
     """
-    files = [pair.a] if pair.b is None else [pair.a, pair.b]
     headers, reasons = [], {}
-    for file in files:
+    for file in pair.files:
         try:
             headers.append(read_header(file))
         except PictureError as error:
@@ -77,7 +79,7 @@ def check_pair(pair: Pair, recipe: Recipe) -> Header:
     if reasons:
         raise PictureError(reasons, advice)
     half = _half(pair, headers[0], recipe) if pair.b is None else headers[0]
-    for file, header in zip(files, [half, *headers[1:]], strict=True):
+    for file, header in zip(pair.files, [half, *headers[1:]], strict=True):
         _check_size(file, header)
     if pair.b and abs(_aspect(headers[0]) / _aspect(headers[1]) - 1) > ALIKE:
         sizes = " and ".join(f"{h.width}x{h.height}" for h in headers)
@@ -125,6 +127,19 @@ def read_pair(pair: Pair, recipe: Recipe, dtype: np.dtype) -> np.ndarray:
         for half, nc, role in zip(halves, channels, ("input", "target"), strict=True)
     ]
     return np.concatenate([_to_depth(half, dtype) for half in ready], axis=2)
+
+
+def content_of(pair: Pair) -> str:
+    """Return a short hash of a pair's files, by their sizes, beginnings and ends."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in pair.files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(size.to_bytes(8, "little"))
+            for start in (0, max(EDGE, size - EDGE)):
+                file.seek(start)
+                digest.update(file.read(EDGE))
+    return digest.hexdigest()
 
 
 def _half(pair: Pair, whole: Header, recipe: Recipe) -> Header:

@@ -45,15 +45,9 @@ _LABELS = {"towns": TOWNS, "maps": MAPS, "facades": FACADES}
 
 
 def target_palette(dataset: str, direction: str) -> dict[str, tuple[int, int, int]] | None:
-    """Say which palette the target pictures of a data set are drawn in.
+    """Return the palette of the targets of a data set, class name to RGB (0 to 255 each).
 
-    Args:
-        dataset: Name of the data set, such as "towns", "maps" or "facades".
-        direction: "AtoB" (photo to labels) or "BtoA" (labels to photo).
-
-    Returns:
-        Class name to RGB (0 to 255 each), or None where the targets are photos or the data
-        set is not known.
+    None where the targets are photos, or the data set is not known by its name.
     """
     return _LABELS.get(dataset) if direction == "AtoB" else None
 

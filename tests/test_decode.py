@@ -323,11 +323,6 @@ def test_the_list_gives_each_advice_once() -> None:
     assert "skip" not in str(BadPictures(errors, 9, can_skip=False))
 
 
-def test_lists_of_several_data_sets_are_joined() -> None:
-    parts = [BadPictures([PictureError({Path(f"{n}.png"): "bad"})], 10) for n in range(2)]
-    assert str(BadPictures.joined(parts)).startswith("2 of 20 pairs cannot be used:\n  0.png: bad")
-
-
 def test_a_name_that_is_not_valid_unicode_can_be_printed() -> None:
     message = str(BadPictures([PictureError({Path("\udcff.png"): "bad"})], 1))
     assert r"\udcff.png: bad" in message.encode().decode()

@@ -7,7 +7,10 @@ import pytest
 
 import sources
 from config import Config, resolve
-from sources import find_dataset, open_data, open_pairs, recipe_of, split_of
+from pictures import cache
+from pictures.layouts import Pair
+from pictures.pairs import content_of
+from sources import changes, find_dataset, open_data, open_pairs, recipe_of, split_of
 
 
 def test_an_existing_folder_wins_over_an_official_name(towns: Path, tmp_path: Path):
@@ -118,3 +121,90 @@ def test_bad_pictures_of_both_parts_are_listed_together(towns: Path, tmp_path: P
         (tmp_path / "pairs" / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"2 of 10 pairs[\s\S]*train/0003[\s\S]*val/0001"):
         open_data(small(tmp_path / "pairs"))
+
+
+# --- What the pairs are ---
+@pytest.fixture
+def pairs(towns: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(towns, tmp_path / "pairs"))
+
+
+def test_where_pairs_lie_may_change(pairs: Path):
+    before = open_data(small(pairs)).identity()
+    assert {part: len(names) for part, names in before.items()} == {"train": 8, "val": 2}
+    pairs.rename("elsewhere")
+    Path("link").symlink_to("elsewhere")
+    for folder in ("elsewhere", "link"):
+        assert changes(before, open_data(small(Path(folder))).identity()) is None
+    named = Config(train_dir="elsewhere/train", val_dir="link/val", crop_size=32)
+    assert changes(before, open_data(resolve(named)[0]).identity()) is None
+    assert changes({}, before) is None  # a checkpoint that did not tell
+
+
+def test_changed_pairs_are_named(pairs: Path):
+    before = open_data(small(pairs)).identity()
+    train = pairs / "train"
+    (train / "0001.png").rename(train / "swap.png")
+    (train / "0002.png").rename(train / "0001.png")
+    (train / "swap.png").rename(train / "0002.png")
+    (train / "0003.png").rename(train / "0009.png")
+    shutil.copy(train / "0004.png", pairs / "val" / "copy.png")
+    shutil.copy(pairs / "val" / "0001.png", pairs / "val" / "0002.png")
+    (pairs / "val" / "copy.png").write_bytes((train / "0004.png").read_bytes() + b"?")
+    message = changes(before, open_data(small(pairs)).identity())
+    for line in (
+        "changed in train: 0001.png, 0002.png",
+        "missing in train: 0003.png",
+        "new in train: 0009.png",
+        "changed in val: 0002.png",
+        "new in val: copy.png",
+    ):
+        assert f"  {line}\n" in message
+    assert "--init-from" in message
+
+
+def test_long_lists_of_changes_are_cut():
+    many = {f"{number:03}.png": str(number) for number in range(99)}
+    message = changes({"train": {"a": "?"}, "val": {}}, {"train": many, "val": {}})
+    assert "new in train: 000.png, 001.png" in message
+    assert "007.png, and 91 more" in message
+
+
+def test_validation_pairs_that_were_trained_on_are_refused(pairs: Path):
+    before = open_data(small(pairs)).identity()
+    (pairs / "train" / "0005.png").rename(pairs / "between.png")
+    (pairs / "val" / "0002.png").rename(pairs / "train" / "0005.png")
+    (pairs / "between.png").rename(pairs / "val" / "0002.png")
+    now = open_data(small(pairs)).identity()
+    assert "1 pairs that are now for validation were trained on before: 0002.png" in changes(
+        before, now
+    )
+    twins = {"train": {"a": "1", "b": "2"}, "val": {"c": "1"}}  # the same picture in both parts
+    assert "trained on before" not in changes(twins, {"train": {"a": "1"}, "val": {"c": "1"}})
+
+
+def test_two_files_are_one_content(tmp_path: Path, towns: Path):
+    for name in "AB":
+        shutil.copytree(towns / "train", tmp_path / "both" / name)
+    config = small(tmp_path / "both", square_halves=False)
+    before = open_data(config).identity()
+    shutil.copy("both/B/0001.png", "both/B/0002.png")
+    assert "0002.png" in changes(before, open_data(config).identity())
+
+
+def test_contents_are_read_once(pairs: Path, monkeypatch: pytest.MonkeyPatch):
+    before = open_data(small(pairs)).identity()
+    monkeypatch.setattr(cache, "content_of", lambda pair: pytest.fail("read again"))
+    assert open_data(small(pairs)).identity() == before
+
+
+def test_a_hash_sees_size_and_both_ends(tmp_path: Path):
+    def content(*pieces: bytes) -> str:
+        (tmp_path / "1.png").write_bytes(b"".join(pieces))
+        return content_of(Pair(tmp_path / "1.png"))
+
+    middle = bytes(200_000)
+    seen = [content(b"a", middle, b"b"), content(b"A", middle, b"b"), content(b"a", middle, b"B")]
+    seen += [content(b"a", middle, b"0b"), content(), content(b"a"), content(bytes(70_000))]
+    assert len(set(seen)) == len(seen)
+    assert content(b"a", middle, b"b") == seen[0]

@@ -1,0 +1,94 @@
+"""Pictures are read and written ahead of time, in order, and each failure is told by its file."""
+
+import errno
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pictures.decode import PictureError
+from pictures.jobs import Job, ahead, read, save
+
+
+def test_results_and_failures_come_in_order_and_some_ahead():
+    asked = []
+
+    def items() -> Iterator[int | PictureError]:
+        for number in range(9):
+            asked.append(number)
+            yield PictureError({Path("5"): "bad before"}) if number == 5 else number
+
+    def double(number: int) -> int:
+        if number == 3:
+            raise PictureError({Path("3"): "bad"})
+        return 2 * number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = ahead(pool, double, items(), depth=2)
+        assert (next(results), asked) == (0, [0, 1, 2])
+        assert list(map(str, results)) == [
+            *"24",
+            "  3: bad",
+            "8",
+            "  5: bad before",
+            "12",
+            "14",
+            "16",
+        ]
+
+
+def test_what_nobody_waits_for_is_not_begun():
+    begun, permits = [], threading.Semaphore(1)
+
+    def work(number: int) -> None:
+        begun.append(number)
+        permits.acquire(timeout=10)
+
+    with ThreadPoolExecutor(1) as pool:
+        results = ahead(pool, work, range(9), depth=4)
+        next(results)
+        results.close()
+        permits.release(9)
+    assert begun in ([0], [0, 1])
+
+
+def test_reading_names_the_file(tmp_path: Path):
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "1.png")
+    assert read(Job(tmp_path / "1.png", {})).pixels.shape == (30, 20, 3)
+    with pytest.raises(PictureError, match=r"2\.png: it does not exist"):
+        read(Job(tmp_path / "2.png", {}))
+
+
+@pytest.mark.parametrize("name", ["out/1.png", "1.tif", "1.jpg"])
+def test_a_picture_is_written_whole(tmp_path: Path, name: str):
+    save((tmp_path / name, Image.new("RGB", (20, 30), "red")))
+    assert [path.name for path in tmp_path.rglob("*.*")] == [Path(name).name]
+    with Image.open(tmp_path / name) as image:
+        assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOSPC, OSError, r"no space left on the disk; free some for: '.*1\.png'"),
+        (errno.EACCES, PictureError, r"1\.png: it cannot be written \(Permission denied\)"),
+    ],
+)
+def test_why_a_picture_is_not_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[Exception],
+    message: str,
+):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, "Permission denied")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(kind, match=message):
+        save((tmp_path / "1.png", Image.new("L", (20, 30))))
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ goes on where the last one stopped.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -212,12 +213,16 @@ def train(config: Config, fresh: bool = False) -> None:
         data = open_data(config)
         state = checkpoints.restored(new_state(config, machine), data)
         report = Report(config, data, machine, state)
-        with StopRequest() as stop, checkpoints.kept(state), report:
-            batches = iter(
+        with (
+            StopRequest() as stop,
+            checkpoints.kept(state),
+            report,
+            closing(
                 training_loader(
-                    data.train, config, state.epoch, state.step, machine.device, check=stop.check
+                    data.train, config, state.epoch, state.step, machine.device, stop.check
                 )
-            )
+            ) as batches,
+        ):
             while state.epoch < config.n_epochs + config.n_epochs_decay:
                 train_epoch(state, batches, data, config, machine, checkpoints, report, stop)
                 report.add_epoch(state, stop)  # validates, draws and logs what is due

@@ -69,7 +69,7 @@ def load_file(path: Path) -> dict[str, Any]:
 
 def build_generator(config: Config) -> Generator:
     """Return the generator that a resolved ``config`` describes, freshly initialised."""
-    return Generator(
+    generator = Generator(
         config.input_nc,
         config.output_nc,
         crop_size=config.crop_size,
@@ -79,6 +79,8 @@ def build_generator(config: Config) -> Generator:
         dropout_at_test=config.dropout_at_test,
         batch_norm_at_test=config.batch_norm_at_test,
     )
+    generator.config = config
+    return generator
 
 
 def config_from(content: dict[str, Any], path: Path) -> Config:

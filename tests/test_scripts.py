@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import train as training
 from conftest import ROOT, TINY
 
 from config import Config
@@ -64,18 +65,19 @@ def test_under_nohup_a_closed_terminal_is_ignored(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
 def test_a_stop_frees_the_networks_at_once(towns: Path, monkeypatch: pytest.MonkeyPatch):
     generators = []
-    original = StopRequest.check
+    build, check = training.build_generator, StopRequest.check
 
-    def stopping(self: StopRequest) -> None:
-        self.signum = signal.SIGINT
-        original(self)
-
-    def noting(generator: torch.nn.Module) -> torch.nn.Module:
+    def noting(config: Config) -> torch.nn.Module:
+        generator = build(config)
         generators.append(weakref.ref(generator))
         return generator
 
+    def stopping(self: StopRequest) -> None:
+        self.signum = signal.SIGINT
+        check(self)
+
+    monkeypatch.setattr(training, "build_generator", noting)
     monkeypatch.setattr(StopRequest, "check", stopping)
-    monkeypatch.setattr("utils.Generator.train", lambda self, mode=True: noting(self))
     with pytest.raises(Interrupted, match="same command") as stopped:
         train(Config(dataset=str(towns), name="a", **TINY))
     assert generators

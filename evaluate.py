@@ -138,6 +138,7 @@ def score_checkpoint(
     direction: Literal["AtoB", "BtoA"] | None = None,
     reader: Path | None = None,
     on_bad_picture: Literal["stop", "skip"] | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Score a trained generator on a data set, picture by picture.
@@ -150,6 +151,7 @@ def score_checkpoint(
         direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
         on_bad_picture: stop or skip, where it is to be other than in the training.
+        precision: auto, fp32, bf16 or fp16, likewise.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
@@ -166,7 +168,8 @@ def score_checkpoint(
     if is_other:
         folders = dict.fromkeys(("train_dir", "val_dir", "input_dir", "target_dir"), "")
         config = replace(config, dataset=dataset, **folders)
-    machine = choose_machine(device, config.precision)
+    folder = make_folder(Path("evaluation", config.name))
+    machine = choose_machine(device, precision or config.precision)
     measures = _measures(config, reader, machine)
     pairs, part = _open_part(config, split, is_other=is_other)
     batches = tqdm(validation_loader(pairs), desc="scoring", unit="picture")
@@ -178,8 +181,7 @@ def score_checkpoint(
     summary = of | {"pictures": len(rows)} | scores
     which = "" if checkpoint.stem in LAST else f"{checkpoint.stem}_"
     other = f"{Path(dataset).absolute().name}_" if is_other else ""
-    stem = Path("evaluation") / config.name / f"scores_{which}{other}{part}"
-    _write(stem, [pair.name for pair in pairs.pairs], rows, summary)
+    _write(folder / f"scores_{which}{other}{part}", [pair.name for pair in pairs.pairs], rows, summary)
     if "lpips" not in scores:
         print(f"LPIPS was left out: save {Lpips.url} as {Lpips.weights()} to have it scored too.")
     return summary
@@ -215,7 +217,6 @@ def _open_part(config: Config, split: str, *, is_other: bool) -> tuple[PairedIma
 
 
 def _write(stem: Path, names: list[str], rows: list[Scores], summary: dict[str, Any]) -> None:
-    make_folder(stem.parent)
     # Not with_suffix: the name of a data set may hold a dot.
     table, text_file = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".json"))
     # A file's name may hold what is not valid Unicode.

@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from PIL import Image
 from torchvision.models import alexnet
 
 from config import Config
-from evaluate import Lpips, Majority, score_checkpoint
+from evaluate import Lpips, Majority, main, score_checkpoint
 from pictures.palettes import TOWNS
+from scripts import run_script
 from train import train
 
 
@@ -121,6 +124,47 @@ def test_two_folders_that_were_named_are_not_taken_for_labels(towns: Path, tmp_p
     assert "accuracy" not in score_checkpoint(photo)
     with pytest.raises(ValueError, match="one folder called towns, maps or facades"):
         score_checkpoint(photo, reader=photo)
+
+
+@pytest.mark.parametrize(("precision", "same"), [(None, True), ("bf16", True), ("fp32", False)])
+def test_precision_is_that_of_the_training_or_as_typed(
+    towns: Path, precision: str | None, same: bool
+):
+    train(Config(dataset=str(towns), name="a", **TINY | {"precision": "bf16", "n_epochs": 1}))
+    summary = score_checkpoint(Path("checkpoints/a/generator.pt"), precision=precision)
+    with open("evaluation/a/metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert (f"{summary['l1']:.7g}" == last["val_l1"]) == same
+
+
+def test_folders_that_cannot_be_written_to_are_named(
+    towns: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    train(Config(dataset=str(towns), name="a", **TINY))
+    checkpoint = Path("checkpoints/a/generator.pt")
+    with file_size_limit(10), pytest.raises(OSError, match=r"no space left.*scores_val\.csv"):
+        score_checkpoint(checkpoint)
+    assert not [path.name for path in Path("evaluation/a").glob("*scores*")]
+    shutil.rmtree("evaluation/a")
+    Path("evaluation/a").symlink_to("nowhere")
+    monkeypatch.setattr("evaluate.score_all", None)  # found before the work
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(checkpoint)])
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == 2
+    assert "evaluation/a is a link to nowhere, which does not exist" in capsys.readouterr().err
+
+
+@contextmanager
+def file_size_limit(n_bytes: int) -> Iterator[None]:
+    """Let writing more than that to any file fail, much as on a full disk."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_missing_checkpoint_ends_in_one_message():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, script
@@ -38,7 +39,7 @@ def test_lpips_only_where_its_weights_lie(
     weights = Path("cache/hub/checkpoints/alexnet-owt-7be5be79.pth")
     checkpoint = Path("checkpoints/a/generator.pt")
     assert "lpips" not in score_checkpoint(checkpoint)
-    assert f"as {weights}" in capsys.readouterr().out
+    assert f"as {weights} to have it" in capsys.readouterr().out
 
     weights.parent.mkdir(parents=True)
     torch.manual_seed(0)
@@ -68,6 +69,15 @@ def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Pat
         rows = list(csv.DictReader(file))
     assert [row["picture"] for row in rows] == ["0001", "0002"]
     assert summary["l1"] == pytest.approx(sum(float(row["l1"]) for row in rows) / 2)
+    strips = sorted(Path("evaluation/towns/pictures_val").iterdir())
+    assert [path.name for path in strips] == ["00001.png", "00002.png"]
+    pair = np.asarray(Image.open(folder / "val" / "0001.png").resize((64, 32), Image.BOX))
+    strip = np.asarray(Image.open(strips[0]))
+    assert strip.shape == (32, 96, 3)
+    assert np.abs(strip[:, :32].astype(int) - pair[:, :32]).mean() < 2
+    assert np.abs(strip[:, 64:].astype(int) - pair[:, 32:]).mean() < 2
+    difference = np.abs(strip[:, 32:64].astype(float) - strip[:, 64:]).mean() / 127.5
+    assert difference == pytest.approx(float(rows[0]["l1"]), abs=0.01)
 
     back = score_checkpoint(
         Path("checkpoints/back/generator.pt"), reader=Path("checkpoints/towns/latest.pt")
@@ -142,9 +152,10 @@ def test_folders_that_cannot_be_written_to_are_named(
 ):
     train(Config(dataset=str(towns), name="a", **TINY))
     checkpoint = Path("checkpoints/a/generator.pt")
-    with file_size_limit(10), pytest.raises(OSError, match=r"no space left.*scores_val\.csv"):
-        score_checkpoint(checkpoint)
-    assert not [path.name for path in Path("evaluation/a").glob("*scores*")]
+    for pictures, name in ((0, r"evaluation/a/scores_val\.csv"), (1, r"evaluation/a/.*00001\.png")):
+        with file_size_limit(10), pytest.raises(OSError, match=f"no space left.*{name}"):
+            score_checkpoint(checkpoint, pictures=pictures)
+    assert not list(Path("evaluation/a").glob("*scores*"))
     shutil.rmtree("evaluation/a")
     Path("evaluation/a").symlink_to("nowhere")
     monkeypatch.setattr("evaluate.score_all", None)  # found before the work

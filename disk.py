@@ -32,7 +32,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        if error.filename in (None, str(draft)):  # a full disk names no file by itself
+        if error.strerror and error.filename in (None, str(draft)):  # a full disk names no file
             error.filename = str(path)
         raise
     except RuntimeError as error:

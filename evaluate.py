@@ -17,7 +17,7 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
 from tqdm.auto import tqdm
 
-from config import Config
+from config import Config, palette_of
 from dataset import PairedImages, denormalise, validation_loader
 from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
@@ -25,7 +25,7 @@ from features import FeatureDistances, find_network
 from pictures.decode import image_of
 from scores import Classes, FixedMarks, Measure, Scores, class_scores, score_all
 from scripts import run_script
-from sources import open_pairs, palette_of, split_of
+from sources import open_pairs, split_of
 from utils import load_generator, testing
 
 LAST = ("generator", "latest")  # checkpoints of the end of a run

@@ -34,6 +34,8 @@ def start_from(state: Any, path: str) -> str:
             f"and {now[1]}. Add --ngf {before[0]} --norm {before[1]}, or leave out --init-from."
         )
     fresh = _transfer(_from_outside(trained), _from_outside(state.generator))
+    if state.average is not None:
+        state.average.load_state_dict(state.generator.state_dict())
     drawn = f"; drawn anew: {', '.join(fresh)}" if fresh else ""
     return f"Starting from {path}{drawn}; {_start_discriminator(state.discriminator, path)}."
 

@@ -14,9 +14,8 @@ from torchmetrics.functional.image import (
 
 from dataset import normalise
 from devices import Machine
-from pictures.palettes import merged_classes
+from pictures.palettes import Palette, merged_classes
 
-Palette = dict[str, tuple[int, int, int]]
 Scores = dict[str, float]
 GRID_PERIODS = (2, 4, 8)  # pixels
 
@@ -71,12 +70,16 @@ def grid_energy(picture: Tensor, period: int) -> Tensor:
     return energy[..., grid.to(picture.device)].mean()
 
 
-def nearest_class(picture: Tensor, palette: Palette) -> Tensor:
-    """Return for each pixel of (N, 3, H, W) in [-1, 1] the index of the nearest colour, (N, H, W).
+def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
+    """Return for each pixel the class whose colour is the nearest, by Euclid's distance in RGB.
 
-    The distance is Euclidean in RGB.
+    Args:
+        picture: (N, 3, H, W) in [-1, 1].
+        colours: Of the classes, (K, 3) in [-1, 1].
+
+    Returns:
+        Numbers of classes, (N, H, W).
     """
-    colours = torch.tensor(list(palette.values()), device=picture.device) / 127.5 - 1
     return torch.cdist(
         picture.movedim(1, -1), colours, compute_mode="donot_use_mm_for_euclid_dist"
     ).argmin(dim=-1)
@@ -93,7 +96,8 @@ def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:
     Returns:
         The confusion matrix, (classes, classes).
     """
-    found, true = nearest_class(fake, palette), nearest_class(y, palette)
+    colours = torch.tensor(list(palette.values()), device=y.device) / 127.5 - 1
+    found, true = nearest_class(fake, colours), nearest_class(y, colours)
     return multiclass_confusion_matrix(found, true, num_classes=len(palette)).cpu()
 
 

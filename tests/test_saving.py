@@ -158,14 +158,20 @@ def test_a_full_disk_leaves_the_older_checkpoints(
     assert not list(Path("checkpoints/a").glob("*.tmp"))
 
 
-def test_a_changed_data_set_is_refused(towns: Path, tmp_path: Path):
+def test_the_data_may_move_but_not_change(towns: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(towns, copy)
     config = Config(dataset=str(copy), name="a", **TINY)
     train(config)
-    next((copy / "train").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"trained on 8 pairs.*now has 7"):
-        train(replace(config, n_epochs=5))
+    copy.rename(tmp_path / "moved")
+    train(replace(config, dataset=str(tmp_path / "moved"), n_samples=1, n_epochs=3))
+    assert len(results("a")[1]) == 4
+    files = sorted((tmp_path / "moved/train").iterdir())
+    files[0].rename(tmp_path / "aside.png")
+    files[1].rename(files[0])
+    (tmp_path / "aside.png").rename(files[1])
+    with pytest.raises(ValueError, match=r"changed in train: 0000\.png, 0001\.png\n.*--init-from"):
+        train(replace(config, dataset=str(tmp_path / "moved"), n_epochs=5))
 
 
 def test_fresh_leaves_the_old_run_until_the_new_one_can_start(towns: Path):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import train as training
 from conftest import ROOT, TINY
 
+import train as training
 from config import Config
 from scripts import POLITE, Interrupted, StopRequest, run_script
 from train import train
@@ -39,16 +39,20 @@ def test_a_script_ends_in_one_message_and_its_code(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
-def test_every_polite_signal_is_a_request():
-    before = [signal.getsignal(getattr(signal, name)) for name in POLITE]
-    for name in POLITE:
+@pytest.mark.parametrize("name", POLITE)
+def test_every_polite_signal_is_a_request(name: str):
+    signum = getattr(signal, name)
+    before = signal.signal(signum, signal.SIG_DFL)  # pytest itself may run under nohup
+    try:
         with StopRequest() as stop:
             stop.check()
-            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(os.getpid(), signum)
             with pytest.raises(Interrupted) as raised:
                 stop.check()
-        assert raised.value.exit_code == 128 + getattr(signal, name)
-    assert [signal.getsignal(getattr(signal, name)) for name in POLITE] == before
+        assert raised.value.exit_code == 128 + signum
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    finally:
+        signal.signal(signum, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signal")

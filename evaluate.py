@@ -6,22 +6,20 @@ import math
 import shutil
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-from torchvision.models import AlexNet_Weights
 from tqdm.auto import tqdm
 
 from config import Config, palette_of
 from dataset import PairedImages, denormalise, validation_loader
 from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
-from features import FeatureDistances, find_network
+from features import FeatureDistances, Lpips, fetched, find_network
 from pictures.decode import image_of
 from scores import Classes, FixedMarks, Measure, Scores, class_scores, score_all
 from scripts import run_script
@@ -51,20 +49,18 @@ class Reader(Measure):
         self.generator, self.machine = load_generator(path, machine.device), machine
         reads = self.generator.config
         named = config.input_dir or reads.input_dir  # there, all directions are called AtoB
-        if reads.direction == config.direction and not named:
+        wanted = {
+            "trained the other way round": named or reads.direction != config.direction,
+            f"that turns {config.output_nc} channels into {config.input_nc}": (
+                (reads.input_nc, reads.output_nc) == (config.output_nc, config.input_nc)
+            ),
+            f"that takes pictures of {config.crop_size} px": (
+                config.crop_size % reads.crop_size == 0
+            ),
+        }
+        if missing := [what for what, is_so in wanted.items() if not is_so]:
             raise ValueError(
-                f"{path} was trained in the direction {reads.direction}, like the checkpoint it is "
-                "to read; give as --reader one that was trained the other way round."
-            )
-        if (reads.input_nc, reads.output_nc) != (config.output_nc, config.input_nc):
-            raise ValueError(
-                f"{path} turns {reads.input_nc} channels into {reads.output_nc}; a reader of this "
-                f"checkpoint turns {config.output_nc} into {config.input_nc}."
-            )
-        if config.crop_size % reads.crop_size:
-            raise ValueError(
-                f"{path} takes pictures whose sides are multiples of {reads.crop_size} px, and the "
-                f"outputs are {config.crop_size} px; give a reader trained at that crop_size."
+                f"{path} cannot read these outputs; give as --reader one {' and '.join(missing)}."
             )
         palette = None if named else palette_of(replace(reads, dataset=config.dataset))
         if palette is None:
@@ -103,39 +99,6 @@ class Majority(Classes):
         scores = class_scores(answer, self.palette)
         majority = {"class": list(self.palette)[commonest], **scores}
         return super().total() | {"majority": majority}
-
-
-class Lpips(Measure):
-    """LPIPS: the distance of two pictures in the features of AlexNet, nearer to the eye than L1.
-
-    Args:
-        device: Where the pictures are.
-
-    Raises:
-        ValueError: The file of weights is damaged.
-    """
-
-    url = AlexNet_Weights.IMAGENET1K_V1.url
-
-    def __init__(self, device: torch.device) -> None:
-        try:
-            metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")
-        except Exception as error:  # damage makes torch raise nearly anything
-            raise ValueError(
-                f"{self.weights()} is damaged ({error}); fetch {self.url} again, or remove it to "
-                "score without LPIPS."
-            ) from error
-        self.metric = metric.to(device)
-
-    @classmethod
-    def weights(cls) -> Path:
-        """Return where torch keeps the weights of AlexNet, once they were fetched."""
-        return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(cls.url).name)
-
-    def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
-        """Return the distance of two pictures with 1 or 3 channels; 0 is the same."""
-        colour = (1, 3, *y.shape[2:])
-        return {"lpips": self.metric(fake.expand(colour), y.expand(colour)).item()}
 
 
 class Strips(Measure):
@@ -234,10 +197,10 @@ def _on(dataset: str, config: Config) -> tuple[Config, bool]:
 def _measures(config: Config, reader: Path | None, machine: Machine) -> list[Measure]:
     """Return all that can be measured here, and say what could be."""
     measures: list[Measure] = [FixedMarks()]
-    if Lpips.weights().is_file():
+    if (weights := fetched(Lpips.url)).is_file():
         measures.append(Lpips(machine.device))
     else:
-        print(f"Without LPIPS: save {Lpips.url} as {Lpips.weights()} to have it scored too.")
+        print(f"Without LPIPS: save {Lpips.url} as {weights} to have it scored too.")
     if network := find_network(machine.device):
         measures.append(FeatureDistances(network))
     else:

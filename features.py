@@ -1,11 +1,13 @@
-"""How outputs differ from real pictures in the eyes of a network that has learned from photos.
+"""How outputs differ from real pictures in the eyes of networks that have learned from photos.
 
-Which network that is depends on what is installed, so every score has its name: numbers of
-different networks say nothing about each other, and none is the FID or LPIPS of the papers.
+Which network that is depends on what is installed, so its name is part of the score's: numbers of
+different networks say nothing about each other. Only ``lpips`` is that of its paper; there is no
+FID, which is the Fréchet distance by one certain Inception.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -15,12 +17,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
-from torchvision.models import Inception_V3_Weights, inception_v3
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchvision.models import AlexNet_Weights, Inception_V3_Weights, inception_v3
 
 from scores import Measure, Scores
 
 SUBSET = 50  # pictures in each of the subsets whose kernel distances are averaged
 RESAMPLES = 1000
+
+
+def fetched(url: str) -> Path:
+    """Return where torch keeps the file of an address, once somebody has fetched it."""
+    return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(url).name)
+
+
+@contextmanager
+def naming(weights: Path) -> Iterator[None]:
+    """Say of which file it comes if weights cannot be read."""
+    try:
+        yield
+    except Exception as error:  # damage makes torch raise nearly anything
+        raise ValueError(
+            f"{weights} is damaged ({error}); fetch it again, or remove it."
+        ) from error
+
+
+class Lpips(Measure):
+    """LPIPS: the distance of two pictures in the features of AlexNet, nearer to the eye than L1.
+
+    Args:
+        device: Where the pictures are.
+
+    Raises:
+        ValueError: The file of weights is damaged.
+    """
+
+    url = AlexNet_Weights.IMAGENET1K_V1.url
+
+    def __init__(self, device: torch.device) -> None:
+        with naming(fetched(self.url)):
+            self.metric = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(device)
+
+    def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
+        """Return the distance of two pictures with 1 or 3 channels; 0 is the same."""
+        colour = (1, 3, *y.shape[2:])
+        return {"lpips": self.metric(fake.expand(colour), y.expand(colour)).item()}
 
 
 @dataclass
@@ -51,8 +92,7 @@ class FeatureNetwork:
 
 def find_network(device: torch.device) -> FeatureNetwork | None:
     """Return the best network that can be had here without fetching anything, or None."""
-    url = Inception_V3_Weights.IMAGENET1K_V1.url
-    weights = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(url).name)
+    weights = fetched(Inception_V3_Weights.IMAGENET1K_V1.url)
     if weights.is_file():
         network = inception_v3(init_weights=False)
         stages = [network.Conv2d_2b_3x3, network.Mixed_5d, network.Mixed_6e]
@@ -70,10 +110,8 @@ def find_network(device: torch.device) -> FeatureNetwork | None:
         name, side = "efficientnet_lite2", 260
     else:
         return None
-    try:
+    with naming(weights):
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except Exception as error:  # damage makes torch raise nearly anything
-        raise ValueError(f"{weights} is damaged ({error}); fetch or install it again.") from error
     return FeatureNetwork(name, network.eval().requires_grad_(False).to(device), stages, side)
 
 

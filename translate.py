@@ -88,14 +88,15 @@ def translate_decoded(
     multiple = config.crop_size
     _check_tile(tile, multiple)
     scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
+    padded = [_padded(pixels, multiple) for pixels in scaled]
     outputs: list[Image.Image | None] = [None] * len(pictures)
-    for group in _alike(scaled, multiple, together=_is_independent(generator, seed)):
-        padded = np.stack([_padded(scaled[index], multiple) for index in group])
+    for group in _alike(padded, together=_is_independent(generator, seed)):
+        batch = np.stack([padded[index] for index in group])
         # Half precision has errors that 16 bits would show.
-        usual = "fp32" if _depth(padded, config) == np.uint16 else config.precision
+        usual = "fp32" if _depth(batch, config) == np.uint16 else config.precision
         machine = choose_machine(next(generator.parameters()).device, precision or usual)
         with _seeded(generator, seed):
-            fakes = _apply(generator, torch.from_numpy(padded).movedim(3, 1), tile, machine)
+            fakes = _apply(generator, torch.from_numpy(batch).movedim(3, 1), tile, machine)
         for index, fake in zip(group, fakes, strict=True):
             unpadded = _unpadded(fake, scaled[index].shape)
             outputs[index] = _finished(unpadded, pictures[index], config)
@@ -162,12 +163,11 @@ def _unpadded(fake: Tensor, shape: tuple[int, ...]) -> Tensor:
     return fake[:, top : top + shape[0], left : left + shape[1]]
 
 
-def _alike(scaled: list[np.ndarray], multiple: int, *, together: bool) -> list[list[int]]:
+def _alike(padded: list[np.ndarray], *, together: bool) -> list[list[int]]:
     """Return the indices of the pictures that can be translated as one batch, for each batch."""
     groups: dict[Any, list[int]] = defaultdict(list)
-    for index, pixels in enumerate(scaled):
-        padded_size = tuple(math.ceil(side / multiple) for side in pixels.shape[:2])
-        groups[(pixels.dtype, padded_size) if together else index].append(index)
+    for index, pixels in enumerate(padded):
+        groups[(pixels.dtype, pixels.shape) if together else index].append(index)
     return list(groups.values())
 
 

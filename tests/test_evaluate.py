@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,17 @@ from PIL import Image
 from torchvision.models import alexnet
 
 from config import Config
-from evaluate import Lpips, Majority, main, score_checkpoint
+from evaluate import Majority, main, score_checkpoint
+from features import Lpips
 from pictures.palettes import TOWNS
 from scripts import run_script
 from train import train
+
+
+@pytest.fixture(autouse=True)
+def without_feature_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second a test; the script, in a process of its own, has it."""
+    monkeypatch.setattr("evaluate.find_network", lambda device: None)
 
 
 def test_the_majority_class():
@@ -69,6 +77,8 @@ def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Pat
         rows = list(csv.DictReader(file))
     assert [row["picture"] for row in rows] == ["0001", "0002"]
     assert summary["l1"] == pytest.approx(sum(float(row["l1"]) for row in rows) / 2)
+    if find_spec("efficientnet_lite_pytorch"):
+        assert 0 < summary["distance_efficientnet_lite2"] < 2
     strips = sorted(Path("evaluation/towns/pictures_val").iterdir())
     assert [path.name for path in strips] == ["00001.png", "00002.png"]
     pair = np.asarray(Image.open(folder / "val" / "0001.png").resize((64, 32), Image.BOX))
@@ -86,6 +96,7 @@ def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Pat
     # What the reader reads from the real pictures is what it scores as a generator.
     assert back["reader_on_targets"]["accuracy"] == pytest.approx(summary["accuracy"])
     assert 0 <= back["reader_on_outputs"]["miou"] <= 1
+    assert back["reader_accuracy"] == pytest.approx(back["reader_on_outputs"]["accuracy"])
     with pytest.raises(ValueError, match="trained the other way round"):
         score_checkpoint(
             Path("checkpoints/back/generator.pt"), reader=Path("checkpoints/back/latest.pt")
@@ -163,7 +174,11 @@ def test_folders_that_cannot_be_written_to_are_named(
     with pytest.raises(SystemExit) as stop:
         run_script(main)
     assert stop.value.code == 2
-    assert "evaluation/a is a link to nowhere, which does not exist" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "evaluation/a is a link to nowhere, which does not exist" in message
+    assert "Traceback" not in message
+    with pytest.raises(OSError, match=r"none/generator\.pt does not exist"):
+        score_checkpoint(Path("checkpoints/none/generator.pt"))
 
 
 @contextmanager
@@ -176,10 +191,3 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_missing_checkpoint_ends_in_one_message():
-    result = script("evaluate.py", "checkpoints/none/generator.pt")
-    assert result.returncode == 2
-    assert "does not exist" in result.stderr
-    assert "Traceback" not in result.stderr

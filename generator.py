@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASS_SCALE = 8.0  # of the scores of classes, which have farther to go than those of tanh
-EDGE = 3.0  # how much harder than the probabilities the edges between classes are painted
+EDGE = 4.0  # how much harder than the probabilities the edges between classes are painted
 NORMS: dict[str, type[nn.Module]] = {
     "instance": nn.InstanceNorm2d,
     "batch": nn.BatchNorm2d,

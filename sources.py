@@ -30,7 +30,9 @@ def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
         DownloadError: The data set could not be fetched.
     """
     for folder in (Path(dataset), Path("data") / dataset):
-        if folder.is_dir() and (folder == Path(dataset) or dataset in PRESETS):
+        is_code = (folder / "__init__.py").exists()  # as the towns of this project are
+        known = folder == Path(dataset) or dataset in PRESETS
+        if folder.is_dir() and known and not is_code:
             return folder
     if dataset == "towns":
         draw_towns(Path("data/towns"), N_TRAIN, N_VAL)

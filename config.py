@@ -304,7 +304,7 @@ def _check_pairs(config: Config) -> None:
         )
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
-    if config.gan_mode == "none" and config.lambda_l1 == 0 and config.labels == "none":
+    if config.gan_mode == "none" and config.lambda_l1 == 0 and config.labels != "target":
         raise ValueError(
             "gan_mode is none and lambda_l1 is 0, so there is no loss to train on; "
             "set lambda_l1 above 0 (the paper: 100)."
@@ -344,13 +344,13 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     folder = PurePath(os.path.abspath(config.dataset)).name
     preset, recipe = PRESETS.get(folder, {}), RECIPES[config.recipe]
     values = PAPER | recipe | preset
-    origin = dict.fromkeys(PAPER, f"preset {folder}" if preset else "paper")
+    origin = dict.fromkeys(PAPER, f"preset {folder}" if folder in PRESETS else "paper")
     origin |= dict.fromkeys(recipe, f"recipe {config.recipe}")
     typed = {key: value for key in values if (value := getattr(config, key)) is not None}
     if config.input_dir:
         values["direction"], origin["direction"] = "AtoB", "input_dir to target_dir"
-    _learn_classes(replace(config, **(values | typed)), typed, values, origin)
     _keep_ratio(typed.get("load_size"), typed.get("crop_size"), values, origin)
+    _learn_classes(replace(config, **(values | typed)), typed, values, origin)
     if not config.name:
         values["name"] = plain_name(folder) or "run"  # the root of a disk has no name
         origin["name"] = "data set's folder"

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from config import Config, palette_of
 from dataset import PairedImages, denormalise, validation_loader
@@ -21,6 +20,7 @@ from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
 from features import FeatureDistances, Lpips, fetched, find_network
 from pictures.decode import image_of
+from progress import progress
 from scores import Classes, FixedMarks, Measure, Scores, class_scores, score_all
 from scripts import run_script
 from sources import open_pairs, split_of
@@ -168,7 +168,7 @@ def score_checkpoint(
     other = f"{Path(dataset).absolute().name}_" if is_other else ""
     strips = folder / f"pictures_{which}{other}{part}"
     indices = {number * len(pairs) // pictures for number in range(pictures)}
-    batches = tqdm(validation_loader(pairs), desc="scoring", unit="picture")
+    batches = progress(validation_loader(pairs), desc="scoring", unit="picture")
     with whole_folder(strips) as draft, testing(generator, config.seed):
         measures.append(Strips(draft, indices))
         rows, scores = score_all(

@@ -1,11 +1,9 @@
 """What a run shows people: the bar, the table, sample grids, curves, TensorBoard."""
 
 import csv
-import io
 import itertools
 import json
 import math
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +21,7 @@ from dataset import denormalise, normalise, validation_loader
 from devices import Machine
 from disk import whole_file
 from pictures.decode import image_of
+from progress import progress
 from saving import finite
 from scores import evaluate
 from scripts import StopRequest
@@ -32,7 +31,6 @@ from utils import testing
 FIRST_COLUMNS = ("epoch", "step", "seconds", "pictures_per_second", "lr")
 # Scores in the table; evaluate.py gives more.
 SCORES = ("l1", "psnr", "ssim", "sharpness", "accuracy", "miou")
-LOG_S = 60  # seconds between two lines where nobody watches a bar
 Sample = tuple[Tensor, Tensor, Tensor]  # input, output, target: (C, H, W) in [-1, 1]
 
 
@@ -60,9 +58,10 @@ class Report:
         self.board = SummaryWriter(self.folder / "tensorboard", purge_step=state.epoch + 1)
         text = json.dumps(asdict(config), indent=2) + "\n"
         (self.folder / "config.json").write_text(text, encoding="utf-8")
-        self.bar = _progress_bar(
-            done=(state.epoch * data.steps_per_epoch + state.step) * config.batch_size,
+        self.bar = progress(
+            initial=(state.epoch * data.steps_per_epoch + state.step) * config.batch_size,
             total=self.n_epochs * data.steps_per_epoch * config.batch_size,
+            unit="picture",
         )
         self.started_at = time.monotonic() - state.seconds
         self.first_step, self.began = state.step, time.monotonic()
@@ -204,23 +203,6 @@ def _read_table(path: Path) -> list[dict[str, str]]:
             "elsewhere, and the same command starts a new one."
         )
     return rows
-
-
-def _progress_bar(done: int, total: int) -> tqdm:
-    """Return a bar over the pictures of the whole run; into a log file, a line now and then."""
-    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    log = {} if is_watched else {"file": _LogLines(), "mininterval": LOG_S, "ncols": 110}
-    return tqdm(initial=done, total=total, unit="picture", dynamic_ncols=is_watched, **log)
-
-
-class _LogLines(io.TextIOBase):
-    """Turns the states of a bar into lines of their own on stderr."""
-
-    def write(self, text: str) -> int:
-        """Write one state of the bar; the bare ends of lines between them are left out."""
-        if line := text.strip():
-            print(line, file=sys.stderr, flush=True)
-        return len(text)
 
 
 def to_image(picture: Tensor) -> Image.Image:

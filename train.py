@@ -34,7 +34,6 @@ from sources import Data, open_data
 from utils import build_generator
 
 Losses = dict[str, Tensor]  # by name: scalars on the device
-Colours = list[tuple[int, int, int]]
 
 
 # --- The losses (section 3.1) ---
@@ -106,19 +105,13 @@ class TrainingState(Saved):
         return self.generator if self.average is None else self.average
 
 
-def new_state(config: Config, machine: Machine, palette: Colours | None = None) -> TrainingState:
-    """Return both networks, freshly initialised from the seed, with their optimisers.
-
-    Args:
-        config: Resolved settings.
-        machine: Where to put them.
-        palette: Colours of the classes (0 to 255), where targets are learned as classes.
-    """
+def new_state(config: Config, machine: Machine) -> TrainingState:
+    """Return both networks, freshly initialised from the seed, with their optimisers."""
     torch.manual_seed(config.seed)
-    generator = build_generator(config, palette).to(machine.device)
+    generator = build_generator(config).to(machine.device)
     discriminator = Discriminator(
         config.input_nc,
-        len(palette) if palette else config.output_nc,
+        config.output_nc if generator.palette is None else len(generator.palette),
         ndf=config.ndf,
         n_layers_d=config.n_layers_d,
         norm=config.norm,
@@ -252,8 +245,7 @@ def train(config: Config, fresh: bool = False) -> None:
         print(f"Settings of {config.name}:\n{describe(config, origin)}")
         machine = choose_machine(config.device, config.precision)
         data = open_data(config)
-        palette = list(data.palette.values()) if config.labels == "target" else None
-        state = checkpoints.restored(new_state(config, machine, palette), data)
+        state = checkpoints.restored(new_state(config, machine), data)
         report = Report(config, data, machine, state)
         with (
             StopRequest() as stop,

@@ -18,7 +18,6 @@ import torch
 import tyro
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from config import Config
 from dataset import denormalise, normalise
@@ -28,6 +27,7 @@ from generator import Generator
 from pictures.decode import Decoded, PictureError, decode, image_of
 from pictures.jobs import FORMATS, Job, ahead, find_jobs, read, save
 from pictures.pairs import resize, to_channels
+from progress import progress
 from scripts import is_out_of_memory, run_script
 from utils import load_generator, testing
 
@@ -248,7 +248,7 @@ def translate_jobs(
     def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image] | PictureError]:
         batch: list[tuple[Job, Decoded]] = []
         pictures = zip(jobs, ahead(pool, read, jobs), strict=True)
-        bar = tqdm(pictures, desc="translating", total=len(jobs), unit="picture")
+        bar = progress(pictures, desc="translating", total=len(jobs), unit="picture")
         for count, (job, picture) in enumerate(bar, start=1):
             if isinstance(picture, PictureError):
                 yield picture

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 from config import Config
 from dataset import normalise
 from devices import Machine, choose_machine, pick_device, pick_dtype
+from progress import progress
 from scripts import is_out_of_memory
 from train import discriminator_loss, generator_losses, new_state, train_step, weights
 from utils import build_generator
@@ -189,7 +189,7 @@ def take_turns(
         pools = {name: stack.enter_context(ProcessPoolExecutor(**options)) for name in trials}
         for started in [pool.submit(int) for pool in pools.values()]:  # all before any is timed
             started.result()
-        with tqdm([*trials] * ROUNDS, desc=title, unit="turn", leave=False) as bar:
+        with progress([*trials] * ROUNDS, desc=title, unit="turn", leave=False) as bar:
             for name in bar:
                 bar.set_postfix_str(name)
                 if not timings[name].error:

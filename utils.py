@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from authors import import_generator
-from config import Config, plain_name, resolve
+from config import Config, palette_of, plain_name, resolve
 from devices import pick_device
 from generator import Generator
 
@@ -72,8 +72,10 @@ def build_generator(config: Config, palette: Sequence[Sequence[int]] | None = No
 
     Args:
         config: Its settings.
-        palette: Colours (0 to 255) of the classes, where outputs are label pictures.
+        palette: Colours (0 to 255) of the classes, where they are not those of the data set.
     """
+    if palette is None and config.labels == "target":
+        palette = list(palette_of(config).values())
     generator = Generator(
         config.input_nc,
         config.output_nc,
@@ -129,7 +131,7 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
     content = _read(path)
     if _is_ours(content):
         config = config_from(content, path)
-        weights = content["generator"]
+        weights = content.get("average") or content["generator"]
         generator = build_generator(config, weights.get("palette"))
         generator.load_state_dict(weights)
         generator.picture_size = content.get("picture_size")

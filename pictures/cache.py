@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib.format import dtype_to_descr, open_memmap, write_array_header_1_0
-from tqdm.auto import tqdm
 
 from disk import check_space, is_full, reason_of, remove_drafts, whole_file
 from pictures.decode import BadPictures, Header, PictureError
 from pictures.jobs import ahead
 from pictures.layouts import Pair
 from pictures.pairs import Recipe, check_pair, content_of, read_pair, shape_of
+from progress import progress
 
 N_THREADS = min(8, os.cpu_count() or 1)
 FORMAT = 4  # to be raised when what is stored changes for the same pairs and recipe
@@ -200,7 +200,7 @@ def _each(
     pool: Executor, function: Callable[[Any], Any], items: Sequence[Any], title: str
 ) -> Iterator[Any]:
     results = ahead(pool, function, items)
-    return iter(tqdm(results, desc=title, total=len(items), unit="pair", leave=False))
+    return iter(progress(results, desc=title, total=len(items), unit="pair", leave=False))
 
 
 @contextlib.contextmanager

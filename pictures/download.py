@@ -13,10 +13,9 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from tqdm.auto import tqdm
-
 from disk import check_space, reason_of, whole_folder
 from pictures.layouts import SUFFIXES
+from progress import progress
 
 ARCHIVES = ("facades", "maps", "cityscapes", "edges2shoes", "edges2handbags", "night2day")
 KAGGLE = "https://www.kaggle.com/datasets/vikramtiwari/pix2pix-dataset"
@@ -71,7 +70,7 @@ def _archive(address: str, folder: Path) -> Iterator[BinaryIO]:
             expected = answer.length  # bytes; None where the server does not say
             check_space(folder, 2 * (expected or 0))  # pictures hardly compress
             name = address.rpartition("/")[2]
-            with tqdm(total=expected, desc=name, unit="B", unit_scale=True) as bar:
+            with progress(total=expected, desc=name, unit="B", unit_scale=True) as bar:
                 while chunk := answer.read1(CHUNK):
                     bar.update(file.write(chunk))
         if expected not in (None, file.tell()):
@@ -89,12 +88,12 @@ def _unpack(archive: BinaryIO, folder: Path, name: str) -> None:
         kind = "a web page" if head.lstrip().startswith(b"<") else kind
         raise ValueError(f"the file is {kind}, not a gzip-compressed tar archive")
     with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-        members = list(tqdm(tar, desc="checking", unit="file", leave=False))
+        members = list(progress(tar, desc="checking", unit="file", leave=False))
         _check_members(members)
         _check_end(stream)
         check_space(folder, sum(member.size for member in members))
         members = _lifted(members, name)
-        files = tqdm(members, desc="unpacking", unit="file", leave=False)
+        files = progress(members, desc="unpacking", unit="file", leave=False)
         tar.extractall(folder, members=files, filter="data")
 
 

@@ -1,18 +1,47 @@
 from dataclasses import fields
+from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import script
 
 from config import PRESETS, Config, describe, resolve
 
 
 def test_default_is_the_paper_but_for_towns():
-    config, origin = resolve(Config(dataset="anything/photos"))
+    config, origin = resolve(Config(dataset="anything/photos", recipe="paper"))
     assert (config.direction, config.load_size, config.crop_size) == ("AtoB", 286, 256)
     assert (config.batch_size, config.flip, config.lambda_l1, config.lr) == (1, True, 100, 2e-4)
     assert (config.n_epochs, config.n_epochs_decay, config.name) == (100, 100, "photos")
-    assert origin["crop_size"] == "paper"
+    assert (config.bottleneck, config.dropout, config.ema_decay) == (1, True, 0)
+    assert (origin["crop_size"], origin["dropout"]) == ("paper", "recipe paper")
+
+
+def test_classes_are_learned_where_targets_have_a_known_palette():
+    classes, photos = (resolve(Config(dataset="maps", direction=d))[0] for d in ("AtoB", "BtoA"))
+    assert (classes.labels, classes.lambda_l1, classes.lambda_classes) == ("target", 0, 20)
+    assert (photos.labels, photos.lambda_l1, photos.lambda_features) == ("none", 25, 10)
+    plain, _ = resolve(Config(dataset="maps", labels="none"))
+    assert (plain.labels, plain.lambda_l1) == ("none", 25)
+    paper, _ = resolve(Config(dataset="maps", recipe="paper"))
+    assert (paper.labels, paper.lambda_l1) == ("none", 100)
+    with pytest.raises(ValueError, match=r"labels is target, but the targets of x.*leave labels"):
+        resolve(Config(dataset="x", labels="target"))
+
+
+def test_numbers_of_any_library_become_pythons_own():
+    settings = {"lr": np.float64(1e-4), "batch_size": np.int64(3), "flip": np.bool_(True)}
+    settings |= {"name": np.str_("a"), "lambda_l1": torch.tensor(5), "ema_decay": Fraction(1, 2)}
+    config = Config(dataset=Path("data/x"), **settings)
+    assert {type(getattr(config, name)) for name in settings} == {float, int, bool, str}
+    assert (config.lr, config.batch_size, config.lambda_l1, config.ema_decay) == (1e-4, 3, 5.0, 0.5)
+    assert type(Config(norm=Enum("Norm", {"B": "batch"}).B).norm) is str
+    for odd in (np.array([1, 2]), "1e-4", None, 1j):
+        with pytest.raises(ValueError, match=r"lr is .*; it must be a number above 0"):
+            Config(lr=odd)
 
 
 @pytest.mark.parametrize(

@@ -32,22 +32,23 @@ def trained(towns: Path) -> dict:
 def test_a_new_run_starts_from_both_networks(trained: dict, towns: Path):
     state = fresh_state()
     line = start_from(state, "checkpoints/a/latest.pt")
-    assert not differing(state.generator, trained["generator"])
+    assert not differing(state.generator, trained["average"])
+    assert not differing(state.average, trained["average"])
     assert not differing(state.discriminator, trained["discriminator"])
     assert "discriminator is from there, too" in line
     again = fresh_state()
     assert "discriminator is new" in start_from(again, "checkpoints/a/generator.pt")
-    assert not differing(again.generator, trained["generator"])
+    assert not differing(again.generator, trained["average"])
 
 
 def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
-    before = trained["generator"]
+    before = trained["average"]
     larger = fresh_state(crop_size=64, load_size=72)
     line = start_from(larger, "checkpoints/a/generator.pt")
     weights = larger.generator.state_dict()
-    assert torch.equal(weights["encoder.3.1.weight"], before["encoder.3.1.weight"])
-    assert torch.equal(weights["decoder.5.1.weight"], before["decoder.4.1.weight"])
-    assert "encoder level 6" in line and "encoder level 1" not in line
+    assert torch.equal(weights["encoder.1.1.weight"], before["encoder.1.1.weight"])
+    assert torch.equal(weights["decoder.3.1.weight"], before["decoder.2.1.weight"])
+    assert "encoder level 4" in line and "encoder level 1" not in line
     grey = fresh_state(input_nc=1)
     line = start_from(grey, "checkpoints/a/latest.pt")
     assert differing(grey.generator, before | {"encoder.0.1.weight": torch.zeros(1)}) == [
@@ -58,7 +59,7 @@ def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
 
 def test_the_authors_file_is_a_start():
     path = save(unet(6, 4, "batch").state_dict())
-    state = fresh_state(crop_size=64, load_size=72, norm="batch")
+    state = fresh_state(recipe="paper", crop_size=64, load_size=72, norm="batch")
     assert start_from(state, str(path)) == f"Starting from {path}; the discriminator is new."
     assert not differing(state.generator, load_generator(path, "cpu").state_dict())
 
@@ -75,6 +76,6 @@ def test_the_command_line_starts_from_a_file(
     train(replace(config, lr=1e-12, n_epochs=1, n_epochs_decay=0))
     assert re.search(r"Starting from checkpoints.a.latest\.pt", capsys.readouterr().out)
     weights = torch.load("checkpoints/b/latest.pt", weights_only=True)["generator"]
-    torch.testing.assert_close(weights, trained["generator"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights, trained["average"], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="name of its own"):
         train(replace(config, name="a", dataset=str(towns), ngf=6))

@@ -26,7 +26,7 @@ def test_load_generator_gives_the_trained_network(run: Config, name: str):
     assert (generator.config.crop_size, generator.config.ngf) == (32, 4)
     x = torch.rand(2, 3, 32, 64) * 2 - 1
     assert torch.equal(generator(x), generator(x))
-    weights = torch.load("checkpoints/a/latest.pt", weights_only=True)["generator"]
+    weights = torch.load("checkpoints/a/latest.pt", weights_only=True)["average"]
     assert all(torch.equal(generator.state_dict()[key], weights[key]) for key in weights)
 
 

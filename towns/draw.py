@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from disk import whole_folder
 from pictures.palettes import TOWNS
+from progress import progress
 from towns.plan import Pen, Town, draw_classes, outlines, plan_town
 
 N_TRAIN, N_VAL = 400, 40  # pairs of the set that train.py draws
@@ -220,7 +220,7 @@ def draw_towns(folder: Path, n_train: int, n_val: int, size: int = 256, seed: in
     with whole_folder(folder) as unfinished:
         for split in ("train", "val"):
             (unfinished / split).mkdir()
-        for split, index in tqdm(jobs, desc="Drawing towns", unit="pair"):
+        for split, index in progress(jobs, desc="Drawing towns", unit="pair"):
             pair = np.concatenate(draw_pair(seed, split, index, size), axis=1)
             # Noise hardly shrinks, so strong compression would only cost time.
             path = unfinished / split / f"{index + 1:04d}.png"

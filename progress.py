@@ -1,0 +1,28 @@
+"""Bars that show how far a long work is; where nobody watches, a line now and then."""
+
+import io
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm.auto import tqdm
+
+LOG_S = 60  # seconds between two lines in a log file
+
+
+class _LogLines(io.TextIOBase):
+    """Turns the states of a bar into lines of their own on stderr."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():  # not the bare ends of lines between them
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
+
+
+def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """Return a tqdm bar over ``items``, with the ``options`` of tqdm."""
+    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    if not is_watched:
+        options |= {"file": _LogLines(), "mininterval": LOG_S, "miniters": 1, "ncols": 110}
+        options |= {"delay": LOG_S}  # what is done before needs no line
+    return tqdm(items, dynamic_ncols=is_watched, **options)

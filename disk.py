@@ -33,8 +33,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:
         if is_full(error) and getattr(error, "filename", None) in (None, str(draft)):
-            reason = "no space left on the disk; free some for"
-            raise OSError(errno.ENOSPC, reason, str(path)) from error
+            raise OSError(errno.ENOSPC, "No space left on the disk", str(path)) from error
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -117,7 +116,7 @@ def check_space(folder: Path, n_bytes: float) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if n_bytes > free:
-        needed = f"{n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        needed = f"{n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free"
         raise OSError(errno.ENOSPC, needed, str(folder))
 
 
@@ -142,5 +141,5 @@ def is_full(error: BaseException) -> bool:
 def reason_of(error: BaseException) -> str:
     """Say in a few words what stopped a file from being written or read."""
     if is_full(error) and not isinstance(error, OSError):
-        return "no space left on the disk"
+        return "No space left on the disk"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -299,7 +299,7 @@ def test_too_little_space_is_said_before_the_download(
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     server.length = 60_000  # 120 kB with what is in it
-    refused(server.mirror, "0.00 GB are needed and 0.00 GB are free (data")
+    refused(server.mirror, "0.00 GB are needed and 0.00 GB free (data")
 
 
 def test_too_little_space_for_what_is_in_it(server: Server, monkeypatch: pytest.MonkeyPatch):

@@ -120,6 +120,7 @@ def _settings(weights: dict[str, Tensor], depth: int, name: str) -> Config:
     ngf, input_nc = weights["encoder.0.1.weight"].shape[:2]
     try:
         config = Config(
+            recipe="paper",
             dataset="unknown",  # the default, towns, would be a claim
             name=name,
             crop_size=2**depth,

@@ -221,7 +221,8 @@ def benchmark(
     Raises:
         ValueError, OSError: A setting that cannot work, or a file that cannot be written.
     """
-    config, _ = resolve(Config(dataset="benchmark", crop_size=crop_size, device=device))
+    settings = {"recipe": "paper", "crop_size": crop_size, "device": device}
+    config, _ = resolve(Config(dataset="benchmark", **settings))
     for batch_size in batch_sizes:
         replace(config, batch_size=batch_size)  # says what is wrong with it before all the work
     place = pick_device(device)

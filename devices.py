@@ -30,6 +30,22 @@ class Machine:
         """Return what keeps small gradients from vanishing in fp16; it does nothing otherwise."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
+    def compile(self, network: nn.Module, method: str) -> None:
+        """Let torch.compile write faster kernels for a method; the weights stay as they are.
+
+        Raises:
+            ValueError: This machine has no compiler for the device.
+        """
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(1, device=self.device))
+        except Exception as error:  # each backend raises its own
+            raise ValueError(
+                "compile is on, but torch.compile fails here "
+                f"({str(error).strip().splitlines()[0]}); install a C++ compiler (for CUDA, "
+                "triton), or leave compile off."
+            ) from error
+        setattr(network, method, torch.compile(getattr(network, method)))
+
 
 def choose_machine(device: str | torch.device = "auto", precision: str = "auto") -> Machine:
     """Return where and how to compute, and set up this process for it.
@@ -83,23 +99,6 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.float32
-
-
-def compile_networks(*networks: nn.Module, device: torch.device) -> None:
-    """Let torch.compile write faster kernels for ``networks``; names and weights stay as they are.
-
-    Raises:
-        ValueError: This machine has no compiler for ``device``.
-    """
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-    except Exception as error:  # each backend raises its own
-        raise ValueError(
-            f"compile is on, but torch.compile fails here ({str(error).strip().splitlines()[0]}); "
-            "install a C++ compiler (for CUDA, triton), or leave compile off."
-        ) from error
-    for network in networks:
-        network.compile()
 
 
 def keep_freed_memory() -> None:

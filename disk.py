@@ -31,10 +31,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except (OSError, RuntimeError) as error:
-        if is_full(error) and getattr(error, "filename", None) in (None, str(draft)):
-            raise OSError(errno.ENOSPC, "No space left on the disk", str(path)) from error
+    except OSError as error:
+        if error.strerror and error.filename in (None, str(draft)):  # a full disk names no file
+            error.filename = str(path)
         raise
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -116,8 +120,11 @@ def check_space(folder: Path, n_bytes: float) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if n_bytes > free:
-        needed = f"{n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free"
-        raise OSError(errno.ENOSPC, needed, str(folder))
+        error = OSError(
+            f"{folder} needs {n_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; free some."
+        )
+        error.errno = errno.ENOSPC
+        raise error
 
 
 def move_aside(*folders: Path) -> None:
@@ -140,6 +147,7 @@ def is_full(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Say in a few words what stopped a file from being written or read."""
-    if is_full(error) and not isinstance(error, OSError):
-        return "No space left on the disk"
+    is_own_message = isinstance(error, OSError) and error.strerror is None
+    if is_full(error) and not is_own_message:
+        return "no space left on the disk"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

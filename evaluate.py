@@ -3,24 +3,27 @@
 import csv
 import json
 import math
+import shutil
+from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-from torchvision.models import AlexNet_Weights
 from tqdm.auto import tqdm
 
-from config import Config
-from dataset import PairedImages, validation_loader
+from config import Config, palette_of
+from dataset import PairedImages, denormalise, validation_loader
 from devices import Machine, choose_machine
-from disk import make_folder, whole_file
+from disk import make_folder, whole_file, whole_folder
+from features import FeatureDistances, Lpips, fetched, find_network
+from pictures.decode import image_of
 from scores import Classes, FixedMarks, Measure, Scores, class_scores, score_all
 from scripts import run_script
-from sources import open_pairs, palette_of, split_of
+from sources import open_pairs, split_of
 from utils import load_generator, testing
 
 LAST = ("generator", "latest")  # checkpoints of the end of a run
@@ -46,20 +49,18 @@ class Reader(Measure):
         self.generator, self.machine = load_generator(path, machine.device), machine
         reads = self.generator.config
         named = config.input_dir or reads.input_dir  # there, all directions are called AtoB
-        if reads.direction == config.direction and not named:
+        wanted = {
+            "trained the other way round": named or reads.direction != config.direction,
+            f"that turns {config.output_nc} channels into {config.input_nc}": (
+                (reads.input_nc, reads.output_nc) == (config.output_nc, config.input_nc)
+            ),
+            f"that takes pictures of {config.crop_size} px": (
+                config.crop_size % reads.crop_size == 0
+            ),
+        }
+        if missing := [what for what, is_so in wanted.items() if not is_so]:
             raise ValueError(
-                f"{path} was trained in the direction {reads.direction}, like the checkpoint it is "
-                "to read; give as --reader one that was trained the other way round."
-            )
-        if (reads.input_nc, reads.output_nc) != (config.output_nc, config.input_nc):
-            raise ValueError(
-                f"{path} turns {reads.input_nc} channels into {reads.output_nc}; a reader of this "
-                f"checkpoint turns {config.output_nc} into {config.input_nc}."
-            )
-        if config.crop_size % reads.crop_size:
-            raise ValueError(
-                f"{path} takes pictures whose sides are multiples of {reads.crop_size} px, and the "
-                f"outputs are {config.crop_size} px; give a reader trained at that crop_size."
+                f"{path} cannot read these outputs; give as --reader one {' and '.join(missing)}."
             )
         palette = None if named else palette_of(replace(reads, dataset=config.dataset))
         if palette is None:
@@ -72,11 +73,13 @@ class Reader(Measure):
 
     def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
         """Read the output and the target, and compare with what they were made from."""
+        read: list[float] = []
         for picture, classes in ((fake, self.on_outputs), (y, self.on_targets)):
             with self.machine.autocast:
                 found = self.generator(picture)
-            classes(picture, found, x)
-        return {}
+            scores = classes(picture, found, x)
+            read.append(scores["accuracy"])
+        return {"reader_accuracy": read[0]}
 
     def total(self) -> dict[str, Any]:
         """Return the scores of what was read."""
@@ -98,37 +101,26 @@ class Majority(Classes):
         return super().total() | {"majority": majority}
 
 
-class Lpips(Measure):
-    """LPIPS: the distance of two pictures in the features of AlexNet, nearer to the eye than L1.
+class Strips(Measure):
+    """Saves some pictures as strips of input, output and target, for people and compare.py.
 
     Args:
-        device: Where the pictures are.
-
-    Raises:
-        ValueError: The file of weights is damaged.
+        folder: Where to.
+        indices: Which pictures, by their place in the order.
     """
 
-    url = AlexNet_Weights.IMAGENET1K_V1.url
-
-    def __init__(self, device: torch.device) -> None:
-        try:
-            metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")
-        except Exception as error:  # damage makes torch raise nearly anything
-            raise ValueError(
-                f"{self.weights()} is damaged ({error}); fetch {self.url} again, or remove it to "
-                "score without LPIPS."
-            ) from error
-        self.metric = metric.to(device)
-
-    @classmethod
-    def weights(cls) -> Path:
-        """Return where torch keeps the weights of AlexNet, once they were fetched."""
-        return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(cls.url).name)
+    def __init__(self, folder: Path, indices: Collection[int]) -> None:
+        self.folder, self.indices, self.count = folder, indices, 0
 
     def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
-        """Return the distance of two pictures with 1 or 3 channels; 0 is the same."""
-        colour = (1, 3, *y.shape[2:])
-        return {"lpips": self.metric(fake.expand(colour), y.expand(colour)).item()}
+        """Save one strip, if it is among those."""
+        if self.count in self.indices:
+            strip = torch.cat([part[0].expand(3, -1, -1) for part in (x, fake, y)], dim=2)
+            pixels = denormalise(strip, np.dtype(np.uint8))
+            with whole_file(self.folder / f"{self.count + 1:05d}.png") as draft:
+                image_of(pixels).save(draft, format="PNG")
+        self.count += 1
+        return {}
 
 
 def score_checkpoint(
@@ -137,7 +129,9 @@ def score_checkpoint(
     split: Literal["val", "train"] = "val",
     direction: Literal["AtoB", "BtoA"] | None = None,
     reader: Path | None = None,
+    pictures: int = 24,
     on_bad_picture: Literal["stop", "skip"] | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Score a trained generator on a data set, picture by picture.
@@ -149,12 +143,15 @@ def score_checkpoint(
             set without a split of its own, all.
         direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
+        pictures: Pictures to save, spread evenly over the set, for a look and for compare.py.
         on_bad_picture: stop or skip, where it is to be other than in the training.
+        precision: auto, fp32, bf16 or fp16, likewise.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
         What it writes to ``evaluation/NAME/scores_val.json``; the scores of each picture stand
-        in ``scores_val.csv``. Other checkpoints and data sets are named in that of the files.
+        in ``scores_val.csv``, pictures in ``pictures_val``. Other checkpoints and data sets are
+        named in those names.
 
     Raises:
         ValueError, OSError: A checkpoint, folder or picture that cannot be used.
@@ -162,39 +159,52 @@ def score_checkpoint(
     generator = load_generator(checkpoint, device)
     typed = {"direction": direction, "on_bad_picture": on_bad_picture}
     config = replace(generator.config, **{name: value for name, value in typed.items() if value})
-    is_other = bool(dataset) and not _places(dataset) & _places(config.dataset)
-    if is_other:
-        folders = dict.fromkeys(("train_dir", "val_dir", "input_dir", "target_dir"), "")
-        config = replace(config, dataset=dataset, **folders)
-    machine = choose_machine(device, config.precision)
+    config, is_other = _on(dataset, config)
+    folder = make_folder(Path("evaluation", config.name))
+    machine = choose_machine(device, precision or config.precision)
     measures = _measures(config, reader, machine)
     pairs, part = _open_part(config, split, is_other=is_other)
+    which = "" if checkpoint.stem in LAST else f"{checkpoint.stem}_"
+    other = f"{Path(dataset).absolute().name}_" if is_other else ""
+    strips = folder / f"pictures_{which}{other}{part}"
+    indices = {number * len(pairs) // pictures for number in range(pictures)}
     batches = tqdm(validation_loader(pairs), desc="scoring", unit="picture")
-    with testing(generator, config.seed):
+    with whole_folder(strips) as draft, testing(generator, config.seed):
+        measures.append(Strips(draft, indices))
         rows, scores = score_all(
             generator, batches, measures, input_nc=config.input_nc, machine=machine
         )
+        shutil.rmtree(strips, ignore_errors=True)  # those of the last time
     of = {"checkpoint": str(checkpoint), "dataset": config.dataset, "split": part}
     summary = of | {"pictures": len(rows)} | scores
-    which = "" if checkpoint.stem in LAST else f"{checkpoint.stem}_"
-    other = f"{Path(dataset).absolute().name}_" if is_other else ""
-    stem = Path("evaluation") / config.name / f"scores_{which}{other}{part}"
-    _write(stem, [pair.name for pair in pairs.pairs], rows, summary)
-    if "lpips" not in scores:
-        print(f"LPIPS was left out: save {Lpips.url} as {Lpips.weights()} to have it scored too.")
+    names = [pair.name for pair in pairs.pairs]
+    _write(folder / f"scores_{which}{other}{part}", names, rows, summary)
     return summary
 
 
-def _places(dataset: str) -> set[Path]:
-    """Return where the data set of that name or path may lie."""
-    return {Path(folder, dataset).resolve() for folder in ("", "data")}
+def _on(dataset: str, config: Config) -> tuple[Config, bool]:
+    """Return the settings to use on a data set, and whether it is another than in the training."""
+    places = [
+        {Path(folder, name).resolve() for folder in ("", "data")}
+        for name in (dataset, config.dataset)
+    ]
+    if not dataset or places[0] & places[1]:
+        return config, False
+    folders = dict.fromkeys(("train_dir", "val_dir", "input_dir", "target_dir"), "")
+    return replace(config, dataset=dataset, **folders), True
 
 
 def _measures(config: Config, reader: Path | None, machine: Machine) -> list[Measure]:
-    """Return all that can be measured here."""
+    """Return all that can be measured here, and say what could be."""
     measures: list[Measure] = [FixedMarks()]
-    if Lpips.weights().is_file():
+    if (weights := fetched(Lpips.url)).is_file():
         measures.append(Lpips(machine.device))
+    else:
+        print(f"Without LPIPS: save {Lpips.url} as {weights} to have it scored too.")
+    if network := find_network(machine.device):
+        measures.append(FeatureDistances(network))
+    else:
+        print("Without feature distances: pip install -r requirements-eval.txt to have them too.")
     if palette := palette_of(config):
         measures.append(Majority(palette))
     if reader:
@@ -215,7 +225,6 @@ def _open_part(config: Config, split: str, *, is_other: bool) -> tuple[PairedIma
 
 
 def _write(stem: Path, names: list[str], rows: list[Scores], summary: dict[str, Any]) -> None:
-    make_folder(stem.parent)
     # Not with_suffix: the name of a data set may hold a dot.
     table, text_file = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".json"))
     # A file's name may hold what is not valid Unicode.

@@ -49,8 +49,9 @@ def export(
     generator.dropout_at_test = False
     generator.eval()
     make_folder(output.parent)
-    # On the disk of the output, so that a file moves in one step.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+    # A folder on the same disk, as the graph holds the name of the file with its weights.
+    own_folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
+    with whole_file(output) as place, own_folder as folder:
         draft = Path(folder, output.name)
         convert(generator).save(draft)
         difference = largest_difference(draft, generator)
@@ -60,11 +61,11 @@ def export(
                 f"{difference:.1g}, and {TOLERANCE:g} was expected at most; try other versions of "
                 + ", ".join(("torch", *PACKAGES))
             )
-        files = sorted(draft.parent.iterdir(), reverse=True)  # the weights, then the graph
-        size = sum(file.stat().st_size for file in files)
-        for file in files:
-            with whole_file(output.with_name(file.name)) as place:
-                file.replace(place)
+        size = sum(file.stat().st_size for file in draft.parent.iterdir())
+        if (data := Path(f"{draft}.data")).exists():  # before the graph that needs it
+            with whole_file(output.with_name(data.name)) as data_place:
+                data.replace(data_place)
+        draft.replace(place)
     print(f"{output}: {size / 1e6:.1f} MB, equal to PyTorch to {difference:.1g}")
 
 

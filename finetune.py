@@ -23,17 +23,19 @@ def start_from(state: Any, path: str) -> str:
         One line that says what was taken and what is drawn anew.
 
     Raises:
-        ValueError: Nothing of the generator fits.
+        ValueError: The generator has layers of another width or norm.
         OSError: The file cannot be read.
     """
     trained = load_generator(path, device="cpu")
-    fresh = _transfer(_from_outside(trained), _from_outside(state.generator))
-    if len(fresh) == len(state.generator.state_dict()):
-        config = trained.config
+    before, now = ((g.config.ngf, g.config.norm) for g in (trained, state.generator))
+    if before != now:
         raise ValueError(
-            f"Nothing of the generator in {path} fits this run: it has ngf {config.ngf} and norm "
-            f"{config.norm}. Add --ngf {config.ngf} --norm {config.norm}, or leave out --init-from."
+            f"The generator in {path} has ngf {before[0]} and norm {before[1]}, this run {now[0]} "
+            f"and {now[1]}. Add --ngf {before[0]} --norm {before[1]}, or leave out --init-from."
         )
+    fresh = _transfer(_from_outside(trained), _from_outside(state.generator))
+    if state.average is not None:
+        state.average.load_state_dict(state.generator.state_dict())
     drawn = f"; drawn anew: {', '.join(fresh)}" if fresh else ""
     return f"Starting from {path}{drawn}; {_start_discriminator(state.discriminator, path)}."
 

@@ -1,10 +1,13 @@
 """The U-Net generator of Pix2Pix (Isola et al., 2017, section 3.2.1 and appendix 6.1.1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+CLASS_SCALE = 8.0  # of the scores of classes
 NORMS: dict[str, type[nn.Module]] = {
     "instance": nn.InstanceNorm2d,
     "batch": nn.BatchNorm2d,
@@ -69,17 +72,37 @@ class Up(nn.Sequential):
         )
 
 
+def even_out(network: nn.Module) -> None:
+    """Draw 4x4 transposed kernels anew, so that at first no pixel differs from its neighbours.
+
+    With stride 2 each output pixel is made by one of four 2x2 parts of the kernel, by its place.
+    Drawn apart, the parts lay a grid of 2 px over all pictures, which training has to unlearn.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            part = torch.empty(*module.weight.shape[:2], 2, 2).normal_(0.0, 0.02)
+            with torch.no_grad():
+                module.weight.copy_(part.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
 class Generator(nn.Module):
     """U-Net: an encoder down to 1x1, a mirrored decoder, and skip connections between them.
 
     At 256 px the encoder is C64-C128-C256-C512-C512-C512-C512-C512; each halving of the crop
     drops, each doubling adds one C512 (a 32 px crop: C64-C128-C256-C512-C512).
 
+    With a ``palette`` the outputs are label pictures: the network gives each class a score, and
+    what it paints is the colour of the likeliest, or in training, where that has no gradient, the
+    mean of the colours by their probabilities.
+
     Args:
         input_nc: Channels of the input picture.
         output_nc: Channels of the output picture.
         crop_size: Side of the training pictures, a power of two from 32 to 1024. It sets the
-            depth, log2(crop_size), so that the bottleneck is 1x1.
+            depth, log2(crop_size / bottleneck).
+        bottleneck: Side of the innermost map for pictures of crop_size; the paper: 1.
+        even_start: Whether to begin with ``even_out``.
+        palette: Colours (0 to 255) of the classes, where outputs are label pictures.
         ngf: Channels of the outermost encoder layer.
         norm: "instance", "batch" or "none".
         dropout: Dropout of 0.5 in the first three decoder blocks, the paper's only noise z.
@@ -99,15 +122,20 @@ class Generator(nn.Module):
         output_nc: int = 3,
         *,
         crop_size: int = 256,
+        bottleneck: int = 1,
         ngf: int = 64,
         norm: str = "instance",
         dropout: bool = True,
+        even_start: bool = False,
+        palette: Sequence[Sequence[int]] | None = None,
         dropout_at_test: bool = False,
         batch_norm_at_test: str = "batch",
     ) -> None:
         super().__init__()
         self.dropout_at_test, self.batch_norm_at_test = dropout_at_test, batch_norm_at_test
-        depth = crop_size.bit_length() - 1
+        colours = None if palette is None else torch.as_tensor(palette) / 127.5 - 1
+        self.register_buffer("palette", colours)  # (K, 3) in [-1, 1]
+        depth = (crop_size // bottleneck).bit_length() - 1
         widths = [ngf * min(2**level, 8) for level in range(depth)]
 
         self.encoder = nn.ModuleList()
@@ -138,8 +166,11 @@ class Generator(nn.Module):
                     dropout=dropout and level > depth - 4,
                 )
             )
-        self.decoder.append(Up(widths[0] * 2, output_nc, norm="none", dropout=False))
+        n_scores = output_nc if palette is None else len(palette)
+        self.decoder.append(Up(widths[0] * 2, n_scores, norm="none", dropout=False))
         initialise(self)
+        if even_start:
+            even_out(self.decoder)
 
     def train(self, mode: bool = True) -> "Generator":
         """Switch to training, or (``eval()``) to the behaviour at test that its settings say."""
@@ -164,6 +195,18 @@ class Generator(nn.Module):
         Returns:
             (N, output_nc, H, W) in [-1, 1], float32 in every precision.
         """
+        return self.paint(self.scores(x))
+
+    def paint(self, scores: Tensor) -> Tensor:
+        """Return the pictures (N, output_nc, H, W) in [-1, 1] that ``scores`` stand for."""
+        if self.palette is None:
+            return torch.tanh(scores)
+        if not self.training:
+            return F.embedding(scores.argmax(dim=1), self.palette).movedim(-1, 1)
+        return torch.einsum("nkhw,kc->nchw", scores.softmax(dim=1), self.palette)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Return what ``paint`` turns into pictures: (N, output_nc or classes, H, W), float32."""
         skips: list[Tensor] = []
         for down in self.encoder:
             x = down(x)  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ... (N, 512, 1, 1) at H = 256
@@ -175,4 +218,6 @@ class Generator(nn.Module):
         # Half precision has too few digits for the values that become pixels.
         with torch.autocast(x.device.type, enabled=False):
             x = torch.cat([skips.pop(), x], dim=1).to(outermost[1].weight.dtype)
-            return torch.tanh(outermost(x))  # (N, 3, H, W)
+            scores = outermost(x)  # (N, 3 or classes, H, W)
+        # A step of the weights moves all scores alike, and classes have farther to go than tanh.
+        return scores if self.palette is None else CLASS_SCALE * scores

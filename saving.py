@@ -30,7 +30,7 @@ from disk import (
 from finetune import start_from
 from pictures.decode import BadPictures
 from scripts import Interrupted
-from sources import Data
+from sources import Data, changes
 from utils import CheckpointError, config_from, load_file
 
 # What may differ between a checkpoint and the command that goes on from it: how long and how fast
@@ -175,7 +175,7 @@ class Checkpoints:
         self.steps_per_epoch = data.steps_per_epoch
         # What a generator must be saved with, to be used on other pictures.
         self.facts = {"config": asdict(self.config), "picture_size": data.picture_size}
-        self.pairs = {"n_pairs": len(data.train)}
+        self.pairs = data.identity()
         torch.load(io.BytesIO(_serialised(self.facts)), weights_only=True)
         if self.saved is not None:
             self._check_same_pairs(self.saved)
@@ -197,12 +197,8 @@ class Checkpoints:
         return state
 
     def _check_same_pairs(self, saved: dict[str, Any]) -> None:
-        if saved["n_pairs"] != self.pairs["n_pairs"]:
-            raise ValueError(
-                f"{self.config.name} was trained on {saved['n_pairs']} pairs, and the data set "
-                f"now has {self.pairs['n_pairs']}. Bring back the old ones, or start over with "
-                "--fresh (or another --name)."
-            )
+        if message := changes(saved.get("pairs", {}), self.pairs):
+            raise ValueError(message)
 
     def _check_space(self, state: Saved) -> None:
         """Refuse to train where not even two checkpoints fit: one, and the next one's draft."""
@@ -227,7 +223,7 @@ class Checkpoints:
         norm = torch.nn.utils.get_total_norm(_floats(content))
         finite({"the weights": norm}, self.config, state.epoch)
         incoming, latest = self.folder / "incoming.pt", self.folder / "latest.pt"
-        save_file(content | self.facts | self.pairs, incoming)
+        save_file(content | self.facts | {"pairs": self.pairs}, incoming)
         if latest.exists():
             latest.replace(self.folder / "previous.pt")
         incoming.replace(latest)

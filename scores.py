@@ -14,10 +14,10 @@ from torchmetrics.functional.image import (
 
 from dataset import normalise
 from devices import Machine
-from pictures.palettes import merged_classes
+from pictures.palettes import Palette, merged_classes
 
-Palette = dict[str, tuple[int, int, int]]
 Scores = dict[str, float]
+GRID_PERIODS = (2, 4, 8)  # pixels
 
 
 # --- One picture ---
@@ -25,17 +25,20 @@ def score_picture(fake: Tensor, y: Tensor) -> Scores:
     """Score one output ``fake`` against its target ``y``, both (1, C, H, W) in [-1, 1].
 
     Returns:
-        ``l1`` on [-1, 1]; ``psnr`` in dB and ``ssim`` on [0, 1]; and as ``sharpness`` and
-        ``target_sharpness`` the gradient energy of both.
+        ``l1`` on [-1, 1]; ``psnr`` in dB and ``ssim`` on [0, 1]; and of both the gradient energy
+        as ``sharpness`` and the energy of a grid as ``grid_2``, ``grid_4`` and ``grid_8``, those
+        of ``y`` with ``target_`` before the name.
     """
     unit_fake, unit_y = (fake + 1) / 2, (y + 1) / 2
     scores = {
         "l1": (fake - y).abs().mean(),
         "psnr": peak_signal_noise_ratio(unit_fake, unit_y, data_range=1.0),
         "ssim": structural_similarity_index_measure(unit_fake, unit_y, data_range=1.0),
-        "sharpness": gradient_energy(fake),
-        "target_sharpness": gradient_energy(y),
     }
+    for picture, prefix in ((fake, ""), (y, "target_")):
+        scores[f"{prefix}sharpness"] = gradient_energy(picture)
+        for period in GRID_PERIODS:
+            scores[f"{prefix}grid_{period}"] = grid_energy(picture, period)
     return {name: value.item() for name, value in scores.items()}
 
 
@@ -45,12 +48,38 @@ def gradient_energy(picture: Tensor) -> Tensor:
     return rows.square().mean() + columns.square().mean()
 
 
-def nearest_class(picture: Tensor, palette: Palette) -> Tensor:
-    """Return for each pixel of (N, 3, H, W) in [-1, 1] the index of the nearest colour, (N, H, W).
+def grid_energy(picture: Tensor, period: int) -> Tensor:
+    """Return the mean spectral energy of what repeats every ``period`` pixels, both ways or one.
 
-    The distance is Euclidean in RGB.
+    A network that paints in steps of a power of two leaves such a grid.
+
+    Args:
+        picture: (N, C, H, W).
+        period: In pixels; 2 is the shortest there is.
     """
-    colours = torch.tensor(list(palette.values()), device=picture.device) / 127.5 - 1
+    height, width = picture.shape[-2:]
+    # The window keeps the picture's borders, which are no grid, out of the spectrum.
+    window = torch.hann_window(height)[:, None] * torch.hann_window(width)
+    still = picture - picture.mean(dim=(-2, -1), keepdim=True)
+    energy = torch.fft.rfft2(still * window.to(picture.device)).abs().square()
+    y = torch.fft.fftfreq(height, 1 / height).abs()[:, None]  # periods in the picture
+    x = torch.fft.rfftfreq(width, 1 / width)
+    # Content that changes slowly over the picture spreads each line to its neighbours.
+    repeats_y, repeats_x = ((y - height / period).abs() <= 1, (x - width / period).abs() <= 1)
+    grid = repeats_y & (repeats_x | (x <= 1)) | repeats_x & (y <= 1)
+    return energy[..., grid.to(picture.device)].mean()
+
+
+def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
+    """Return for each pixel the class whose colour is the nearest, by Euclid's distance in RGB.
+
+    Args:
+        picture: (N, 3, H, W) in [-1, 1].
+        colours: Of the classes, (K, 3) in [-1, 1].
+
+    Returns:
+        Numbers of classes, (N, H, W).
+    """
     return torch.cdist(
         picture.movedim(1, -1), colours, compute_mode="donot_use_mm_for_euclid_dist"
     ).argmin(dim=-1)
@@ -67,7 +96,8 @@ def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:
     Returns:
         The confusion matrix, (classes, classes).
     """
-    found, true = nearest_class(fake, palette), nearest_class(y, palette)
+    colours = torch.tensor(list(palette.values()), device=y.device) / 127.5 - 1
+    found, true = nearest_class(fake, colours), nearest_class(y, colours)
     return multiclass_confusion_matrix(found, true, num_classes=len(palette)).cpu()
 
 

@@ -30,11 +30,15 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
+def _is_ignored(signum: int) -> bool:
+    return signal.getsignal(signum) == signal.SIG_IGN
+
+
 class StopRequest:
     """Turns the POLITE signals into a request; a second Ctrl-C stops at once.
 
-    A context: outside it, and in threads that cannot take signals, they act as ever. A signal
-    that is ignored, as SIGHUP is under nohup, stays ignored.
+    A context: outside it, and in threads that cannot take signals, they act as ever. SIGHUP stays
+    ignored under nohup.
     """
 
     def __init__(self) -> None:
@@ -45,8 +49,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for name in POLITE:
                 signum = getattr(signal, name, None)  # Windows has the first two alone
-                if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:
-                    self._before[signum] = signal.signal(signum, self._note)
+                if signum is None or (name == "SIGHUP" and _is_ignored(signum)):
+                    continue
+                self._before[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,18 +1,17 @@
 """From the settings to the pairs: where a data set lies, and its training and validation part."""
 
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from config import OFFICIAL, PRESETS, Config
+from config import OFFICIAL, PRESETS, Config, palette_of
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
 from pictures.layouts import Pair, Split, check_folder, find_pairs, normal_name, shortened
 from pictures.pairs import Recipe
-from pictures.palettes import target_palette
+from pictures.palettes import Palette
 from towns.draw import N_TRAIN, N_VAL, draw_towns
 
 MOST = 8  # names in a message
@@ -40,14 +39,6 @@ def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
         return fetch(dataset, mirror=mirror)
     check_folder(Path(dataset), "the data set")
     return Path(dataset)
-
-
-def palette_of(config: Config) -> dict[str, tuple[int, int, int]] | None:
-    """Return the colours of the classes in the targets, where those are known label pictures."""
-    if config.input_dir:  # what lies in a folder is known by the name of its data set alone
-        return None
-    folder = PurePath(os.path.abspath(config.dataset)).name
-    return target_palette(folder, config.direction) if config.output_nc == 3 else None
 
 
 def split_of(config: Config) -> Split:
@@ -86,7 +77,7 @@ class Data:
 
     train: PairedImages
     val: PairedImages
-    palette: dict[str, tuple[int, int, int]] | None
+    palette: Palette | None
     """The colours of the classes in the targets, where those are known label pictures."""
     batch_size: int
 

@@ -11,18 +11,22 @@ The whole algorithm, for each batch of pairs (x, y):
 goes on where the last one stopped.
 """
 
+import copy
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from config import Config, describe, parse_command_line, resolve
 from dataset import derived_seed, normalise, training_loader
-from devices import Machine, choose_machine, compile_networks
+from devices import Machine, choose_machine
 from discriminator import Discriminator
 from generator import Generator
+from losses import class_loss, feature_loss
 from report import Report
 from saving import Checkpoints, Saved
 from scripts import StopRequest, freeing_frames, run_script
@@ -30,6 +34,7 @@ from sources import Data, open_data
 from utils import build_generator
 
 Losses = dict[str, Tensor]  # by name: scalars on the device
+Colours = list[tuple[int, int, int]]
 
 
 # --- The losses (section 3.1) ---
@@ -54,21 +59,25 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, gan_mode: str) 
     return (real + fake) / 2
 
 
-def generator_losses(fake_logits: Tensor, fake: Tensor, y: Tensor, config: Config) -> Losses:
-    """Return the terms that the generator minimises, unweighted.
+def target_losses(scores: Tensor, fake: Tensor, y: Tensor, generator: Generator) -> Losses:
+    """Return the terms that tie outputs to their targets, unweighted; the first is equation 3.
 
-    The first maximises log D(x, G(x)) (equation 1, section 3.3), the second is equation 3. A term
-    that is added here, and its weight below, appears in the bar, the table and the curves.
+    A term that is added here, and its weight below, appears in the bar, the table and the curves.
     """
-    return {
-        "loss_g_gan": adversarial_loss(fake_logits, True, config.gan_mode),
-        "l1": F.l1_loss(fake, y),
-    }
+    losses = {"l1": F.l1_loss(fake, y)}
+    if generator.palette is not None:
+        losses["loss_classes"] = class_loss(scores, y, generator.palette)
+    return losses
 
 
 def weights(config: Config) -> dict[str, float]:
-    """Return the weight of each of ``generator_losses`` in their sum (equation 4)."""
-    return {"loss_g_gan": 1.0, "l1": config.lambda_l1}
+    """Return the weights in what the generator minimises: equation 4, and what came later."""
+    return {
+        "loss_g_gan": 1.0,
+        "l1": config.lambda_l1,
+        "loss_features": config.lambda_features,
+        "loss_classes": config.lambda_classes,
+    }
 
 
 # --- The step ---
@@ -81,6 +90,8 @@ class TrainingState(Saved):
     optimizer_g: torch.optim.Adam
     optimizer_d: torch.optim.Adam
     scaler: torch.amp.GradScaler
+    average: Generator | None = None
+    """The generator's mean over its last steps, where ema_decay asks for one."""
     totals: Losses = field(default_factory=dict)
     """Sums of the losses over the steps of this epoch."""
     epoch: int = 0
@@ -93,13 +104,19 @@ class TrainingState(Saved):
     @property
     def shown(self) -> Generator:
         """The generator that is shown, scored and saved for use."""
-        return self.generator
+        return self.generator if self.average is None else self.average
 
 
-def new_state(config: Config, machine: Machine) -> TrainingState:
-    """Return both networks, freshly initialised from the seed, with their optimisers."""
+def new_state(config: Config, machine: Machine, palette: Colours | None = None) -> TrainingState:
+    """Return both networks, freshly initialised from the seed, with their optimisers.
+
+    Args:
+        config: Resolved settings.
+        machine: Where to put them.
+        palette: Colours of the classes (0 to 255), where targets are learned as classes.
+    """
     torch.manual_seed(config.seed)
-    generator = build_generator(config).to(machine.device)
+    generator = build_generator(config, palette).to(machine.device)
     discriminator = Discriminator(
         config.input_nc,
         config.output_nc,
@@ -107,8 +124,10 @@ def new_state(config: Config, machine: Machine) -> TrainingState:
         n_layers_d=config.n_layers_d,
         norm=config.norm,
     ).to(machine.device)
+    average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None
     if config.compile:
-        compile_networks(generator, discriminator, device=machine.device)
+        machine.compile(generator, "scores")
+        machine.compile(discriminator, "features")
     # One fused kernel reads and writes the 57 million parameters once.
     adam = {"lr": config.lr, "betas": (config.beta1, 0.999), "fused": True}
     return TrainingState(
@@ -117,6 +136,7 @@ def new_state(config: Config, machine: Machine) -> TrainingState:
         torch.optim.Adam(generator.parameters(), **adam),
         torch.optim.Adam(discriminator.parameters(), **adam),
         machine.new_scaler(),
+        average,
     )
 
 
@@ -137,18 +157,24 @@ def train_step(
     """
     generator, discriminator = state.generator, state.discriminator
     with machine.autocast:
-        fake = generator(x)
+        scores = generator.scores(x)
+        fake = generator.paint(scores)
 
     with machine.autocast:
-        real_logits = discriminator(x, y)
-        fake_logits = discriminator(x, fake.detach())
+        real_maps = discriminator.features(x, y)
+        fake_maps = discriminator.features(x, fake.detach())
+        real_logits, fake_logits = real_maps[-1], fake_maps[-1]
         loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
     update(state.optimizer_d, loss_d, state.scaler)
 
     discriminator.requires_grad_(False)  # it judges, but this loss does not teach it
     with machine.autocast:
-        terms = generator_losses(discriminator(x, fake), fake, y, config)
-        loss_g = sum(weight * terms[name] for name, weight in weights(config).items())
+        fake_maps = discriminator.features(x, fake)
+        terms = {"loss_g_gan": adversarial_loss(fake_maps[-1], True, config.gan_mode)}
+        terms |= target_losses(scores, fake, y, generator)
+        if config.lambda_features:
+            terms["loss_features"] = feature_loss(real_maps, fake_maps)
+        loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
     update(state.optimizer_g, loss_g, state.scaler)
     discriminator.requires_grad_(True)
 
@@ -158,13 +184,17 @@ def train_step(
     return {name: value.detach() for name, value in losses.items()}
 
 
-def l1_step(state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine) -> Losses:
-    """Teach the generator by L1 alone: the paper's comparison (section 4.2), ``gan_mode none``."""
+def plain_step(
+    state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine
+) -> Losses:
+    """Teach the generator without a discriminator, by L1 alone in the paper (section 4.2)."""
     with machine.autocast:
-        l1 = F.l1_loss(state.generator(x), y)
-    update(state.optimizer_g, config.lambda_l1 * l1, state.scaler)
+        scores = state.generator.scores(x)
+        terms = target_losses(scores, state.generator.paint(scores), y, state.generator)
+        loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
+    update(state.optimizer_g, loss_g, state.scaler)
     state.scaler.update()
-    return {"l1": l1.detach()}
+    return {name: value.detach() for name, value in terms.items()}
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
@@ -172,6 +202,20 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.Gra
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     scaler.step(optimizer)
+
+
+@torch.no_grad()
+def update_average(state: TrainingState, decay: float, n_steps: int) -> None:
+    """Move the average of the generator's weights towards them as they are after ``n_steps``.
+
+    At first it forgets faster, so that it does not remember the random beginning.
+    """
+    decay = min(decay, (1 + n_steps) / (10 + n_steps))
+    get_ema_multi_avg_fn(decay)(
+        list(state.average.parameters()), list(state.generator.parameters()), n_steps
+    )
+    for mean, now in zip(state.average.buffers(), state.generator.buffers(), strict=True):
+        mean.copy_(now)
 
 
 def probability(logits: Tensor, gan_mode: str) -> Tensor:
@@ -210,14 +254,19 @@ def train(config: Config, fresh: bool = False) -> None:
         print(f"Settings of {config.name}:\n{describe(config, origin)}")
         machine = choose_machine(config.device, config.precision)
         data = open_data(config)
-        state = checkpoints.restored(new_state(config, machine), data)
+        palette = list(data.palette.values()) if config.labels == "target" else None
+        state = checkpoints.restored(new_state(config, machine, palette), data)
         report = Report(config, data, machine, state)
-        with StopRequest() as stop, checkpoints.kept(state), report:
-            batches = iter(
+        with (
+            StopRequest() as stop,
+            checkpoints.kept(state),
+            report,
+            closing(
                 training_loader(
-                    data.train, config, state.epoch, state.step, machine.device, check=stop.check
+                    data.train, config, state.epoch, state.step, machine.device, stop.check
                 )
-            )
+            ) as batches,
+        ):
             while state.epoch < config.n_epochs + config.n_epochs_decay:
                 train_epoch(state, batches, data, config, machine, checkpoints, report, stop)
                 report.add_epoch(state, stop)  # validates, draws and logs what is due
@@ -240,7 +289,7 @@ def train_epoch(
     stop: StopRequest,
 ) -> None:
     """Take the steps that are left of this epoch."""
-    step = l1_step if config.gan_mode == "none" else train_step
+    step = plain_step if config.gan_mode == "none" else train_step
     for optimizer in (state.optimizer_g, state.optimizer_d):
         optimizer.param_groups[0]["lr"] = learning_rate(config, state.epoch)
     while state.step < data.steps_per_epoch:
@@ -252,6 +301,9 @@ def train_epoch(
         for name, loss in losses.items():
             state.totals[name] = state.totals.get(name, 0) + loss
         state.step += 1
+        if state.average is not None:
+            n_steps = state.epoch * data.steps_per_epoch + state.step
+            update_average(state, config.ema_decay, n_steps)
         report.add_step(state, losses)  # reads the device at the log interval alone
         checkpoints.save_if_due(state)
         stop.check()

@@ -32,6 +32,7 @@ from scripts import is_out_of_memory, run_script
 from utils import load_generator, testing
 
 Scale = Literal["trained", "own", "crop"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TILE = 1024  # pixels; a multiple of every crop_size
 
 
@@ -43,6 +44,7 @@ def translate(
     scale: Scale | None = None,
     tile: int = TILE,
     seed: int | None = None,
+    precision: Precision | None = None,
 ) -> Image.Image | list[Image.Image]:
     """Translate a picture, or each of a list, to one of the same size.
 
@@ -54,6 +56,7 @@ def translate(
             output is scaled back.
         tile: Side in pixels of the overlapping tiles in which larger pictures are translated.
         seed: Switches dropout on (the paper's noise z) and seeds it; None: as the checkpoint says.
+        precision: Of the network; None: fp32 for outputs with 16 bits, else as in the training.
 
     Returns:
         The output, or the list of outputs; grey ones of 16-bit pictures have 16 bits too, and
@@ -66,7 +69,8 @@ def translate(
     if not all(isinstance(image, Image.Image) for image in images):
         raise ValueError(f"translate takes pictures from PIL.Image.open, not {picture!r}.")
     decoded = [decode(image, f"picture {number}") for number, image in enumerate(images)]
-    outputs = translate_decoded(generator, decoded, scale=scale, tile=tile, seed=seed)
+    options = {"scale": scale, "tile": tile, "seed": seed, "precision": precision}
+    outputs = translate_decoded(generator, decoded, **options)
     return outputs[0] if isinstance(picture, Image.Image) else outputs
 
 
@@ -77,18 +81,22 @@ def translate_decoded(
     scale: Scale | None = None,
     tile: int = TILE,
     seed: int | None = None,
+    precision: Precision | None = None,
 ) -> list[Image.Image]:
     """Translate pictures, see ``translate``; on a GPU, those of one padded size together."""
     config = generator.config
     multiple = config.crop_size
     _check_tile(tile, multiple)
-    machine = choose_machine(next(generator.parameters()).device, config.precision)
     scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
+    padded = [_padded(pixels, multiple) for pixels in scaled]
     outputs: list[Image.Image | None] = [None] * len(pictures)
-    for group in _alike(scaled, multiple, together=_is_independent(generator, seed)):
-        padded = np.stack([_padded(scaled[index], multiple) for index in group])
+    for group in _alike(padded, together=_is_independent(generator, seed)):
+        batch = np.stack([padded[index] for index in group])
+        # Half precision has errors that 16 bits would show.
+        usual = "fp32" if _depth(batch, config) == np.uint16 else config.precision
+        machine = choose_machine(next(generator.parameters()).device, precision or usual)
         with _seeded(generator, seed):
-            fakes = _apply(generator, torch.from_numpy(padded).movedim(3, 1), tile, machine)
+            fakes = _apply(generator, torch.from_numpy(batch).movedim(3, 1), tile, machine)
         for index, fake in zip(group, fakes, strict=True):
             unpadded = _unpadded(fake, scaled[index].shape)
             outputs[index] = _finished(unpadded, pictures[index], config)
@@ -97,12 +105,17 @@ def translate_decoded(
 
 def _finished(fake: Tensor, picture: Decoded, config: Config) -> Image.Image:
     """Turn an output (C, h, w) into a picture of the size and depth of the one it came from."""
-    dtype = picture.pixels.dtype if config.output_nc == 1 else np.dtype(np.uint8)
     is_label = config.nearest in ("target", "both")
-    output = resize(denormalise(fake, dtype), picture.pixels.shape, is_label)
+    output = denormalise(fake, _depth(picture.pixels, config))
+    output = resize(output, picture.pixels.shape, is_label)
     if picture.alpha is not None:
         output = np.concatenate([output, picture.alpha], axis=2)
     return image_of(output)
+
+
+def _depth(pixels: np.ndarray, config: Config) -> np.dtype:
+    """Return the type of the output's pixels: no format here holds colours of 16 bits."""
+    return pixels.dtype if config.output_nc == 1 else np.dtype(np.uint8)
 
 
 def _check_tile(tile: int, multiple: int) -> None:
@@ -150,12 +163,11 @@ def _unpadded(fake: Tensor, shape: tuple[int, ...]) -> Tensor:
     return fake[:, top : top + shape[0], left : left + shape[1]]
 
 
-def _alike(scaled: list[np.ndarray], multiple: int, *, together: bool) -> list[list[int]]:
+def _alike(padded: list[np.ndarray], *, together: bool) -> list[list[int]]:
     """Return the indices of the pictures that can be translated as one batch, for each batch."""
     groups: dict[Any, list[int]] = defaultdict(list)
-    for index, pixels in enumerate(scaled):
-        padded_size = tuple(math.ceil(side / multiple) for side in pixels.shape[:2])
-        groups[(pixels.dtype, padded_size) if together else index].append(index)
+    for index, pixels in enumerate(padded):
+        groups[(pixels.dtype, pixels.shape) if together else index].append(index)
     return list(groups.values())
 
 
@@ -225,32 +237,30 @@ def translate_jobs(
         generator: From ``load_generator``.
         jobs: From ``find_jobs``.
         batch_size: Pictures a batch, on a GPU.
-        **options: ``scale`` and ``tile`` of ``translate``.
+        **options: ``scale``, ``tile`` and ``precision`` of ``translate``.
 
     Returns:
         What is wrong with each picture that could not be read or written.
     """
-    failed: list[PictureError] = []
     if not _is_independent(generator, seed=next((s for job in jobs for s in job.targets), None)):
         batch_size = 1  # together they would only wait for each other
-    bar = tqdm(total=len(jobs), desc="translating", unit="picture")
 
-    def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image]]:
+    def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image] | PictureError]:
         batch: list[tuple[Job, Decoded]] = []
-        for count, (job, picture) in enumerate(ahead(pool, read, jobs), start=1):
+        pictures = zip(jobs, ahead(pool, read, jobs), strict=True)
+        bar = tqdm(pictures, desc="translating", total=len(jobs), unit="picture")
+        for count, (job, picture) in enumerate(bar, start=1):
             if isinstance(picture, PictureError):
-                failed.append(picture)
-                bar.update()
+                yield picture
             else:
                 batch.append((job, picture))
             if batch and (len(batch) == batch_size or count == len(jobs)):
                 yield from _translate_batch(generator, batch, **options)
-                bar.update(len(batch))
                 batch = []
 
-    with bar, ThreadPoolExecutor() as pool:
-        errors = [error for error in ahead(pool, save, outputs(pool)) if error is not None]
-    return failed + errors
+    with ThreadPoolExecutor() as pool:
+        saved = ahead(pool, save, outputs(pool))
+        return [error for error in saved if isinstance(error, PictureError)]
 
 
 def _translate_batch(
@@ -273,6 +283,7 @@ def translate_files(
     batch_size: int = 8,
     suffix: Literal[".png", ".tif", ".jpg"] = ".png",
     skip_existing: bool = False,
+    precision: Precision | None = None,
     device: str = "auto",
 ) -> int:
     """Translate a picture, a folder of pictures, or those that a quoted pattern names.
@@ -288,6 +299,8 @@ def translate_files(
         batch_size: Pictures a batch, on a GPU.
         suffix: Format of the outputs in a folder.
         skip_existing: Leave out pictures whose outputs exist.
+        precision: auto, fp32, bf16 or fp16, as in the training where it is not given; outputs with
+            16 bits are then made in fp32.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
@@ -311,7 +324,8 @@ def translate_files(
     make_folder(output if len(jobs) != 1 else targets[0].parent)
     if any(FORMATS[path.suffix.lower()] == "JPEG" for path in targets):
         print("JPEG changes pixels and drops transparency; PNG (--suffix .png) keeps both.")
-    failed = translate_jobs(generator, jobs, batch_size=batch_size, scale=scale, tile=tile)
+    options = {"scale": scale, "tile": tile, "precision": precision}
+    failed = translate_jobs(generator, jobs, batch_size=batch_size, **options)
     print(f"{len(jobs) - len(failed)} pictures translated to {output}")
     if failed:
         lines = [f"{len(failed)} could not be translated:", *map(str, failed)]

@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -67,18 +67,28 @@ def load_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def build_generator(config: Config) -> Generator:
-    """Return the generator that a resolved ``config`` describes, freshly initialised."""
-    return Generator(
+def build_generator(config: Config, palette: Sequence[Sequence[int]] | None = None) -> Generator:
+    """Return the generator that a resolved ``config`` describes, freshly initialised.
+
+    Args:
+        config: Its settings.
+        palette: Colours (0 to 255) of the classes, where outputs are label pictures.
+    """
+    generator = Generator(
         config.input_nc,
         config.output_nc,
         crop_size=config.crop_size,
+        bottleneck=config.bottleneck,
         ngf=config.ngf,
         norm=config.norm,
         dropout=config.dropout,
+        even_start=config.even_start,
+        palette=palette,
         dropout_at_test=config.dropout_at_test,
         batch_norm_at_test=config.batch_norm_at_test,
     )
+    generator.config = config
+    return generator
 
 
 def config_from(content: dict[str, Any], path: Path) -> Config:
@@ -93,7 +103,8 @@ def config_from(content: dict[str, Any], path: Path) -> Config:
             f"{path} was made by another version of this project: it has the settings "
             f"{', '.join(sorted(unknown))}, which this version does not know."
         )
-    return resolve(Config(**content["config"]))[0]
+    # Files from before there were recipes are the paper's.
+    return resolve(Config(**{"recipe": "paper"} | content["config"]))[0]
 
 
 def load_generator(path: str | Path, device: str | torch.device = "auto") -> Generator:
@@ -118,8 +129,9 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
     content = _read(path)
     if _is_ours(content):
         config = config_from(content, path)
-        generator = build_generator(config)
-        generator.load_state_dict(content["generator"])
+        weights = content["generator"]
+        generator = build_generator(config, weights.get("palette"))
+        generator.load_state_dict(weights)
         generator.picture_size = content.get("picture_size")
     else:
         generator, config = _import(content, path)

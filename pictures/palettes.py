@@ -1,8 +1,10 @@
 """Named colour palettes: which colour stands for which class in a data set's label pictures."""
 
+Palette = dict[str, tuple[int, int, int]]  # by the names of the classes, 0 to 255 each
+
 # The built-in towns set. The colours lie far apart and no colour lies near the middle of two
 # others, so that a blurred edge between two classes seldom reads as a third class.
-TOWNS: dict[str, tuple[int, int, int]] = {
+TOWNS: Palette = {
     "block": (242, 238, 224),
     "building": (214, 92, 150),
     "street": (90, 106, 135),
@@ -12,7 +14,7 @@ TOWNS: dict[str, tuple[int, int, int]] = {
 }
 
 # Street maps of the aerial photo data set, read off its files.
-MAPS: dict[str, tuple[int, int, int]] = {
+MAPS: Palette = {
     "land": (232, 229, 223),
     "built_up": (243, 240, 234),
     "street": (255, 255, 253),
@@ -23,7 +25,7 @@ MAPS: dict[str, tuple[int, int, int]] = {
 }
 
 # Labels of the CMP facade database: its 12 classes in order run through the jet colour map.
-FACADES: dict[str, tuple[int, int, int]] = {
+FACADES: Palette = {
     "background": (0, 0, 170),
     "facade": (0, 0, 255),
     "window": (0, 85, 255),
@@ -44,7 +46,7 @@ _MERGED = (("land", "built_up"),)
 _LABELS = {"towns": TOWNS, "maps": MAPS, "facades": FACADES}
 
 
-def target_palette(dataset: str, direction: str) -> dict[str, tuple[int, int, int]] | None:
+def target_palette(dataset: str, direction: str) -> Palette | None:
     """Return the palette of the targets of a data set, class name to RGB (0 to 255 each).
 
     None where the targets are photos, or the data set is not known by its name.
@@ -52,6 +54,6 @@ def target_palette(dataset: str, direction: str) -> dict[str, tuple[int, int, in
     return _LABELS.get(dataset) if direction == "AtoB" else None
 
 
-def merged_classes(palette: dict[str, tuple[int, int, int]]) -> tuple[str, str] | None:
+def merged_classes(palette: Palette) -> tuple[str, str] | None:
     """Return the two classes of ``palette`` that are hardly apart in colour, if it has any."""
     return next((pair for pair in _MERGED if set(pair) <= palette.keys()), None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -25,7 +26,10 @@ def losses(config: Config, prepare: Callable) -> torch.Tensor:
     return torch.tensor([list(step.values()) for step in steps])
 
 
-def test_compiled_networks_have_the_same_losses():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_networks_have_the_same_losses(backend: str, monkeypatch: pytest.MonkeyPatch):
+    # With kernels in C++ it takes a minute; the graphs are the same without.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     # Compiled dropout draws other numbers.
     config = replace(resolve(Config(**TINY))[0], dropout=False, n_layers_d=1)
     plain = losses(config, lambda *networks, device: None)

@@ -517,7 +517,7 @@ def test_a_disk_that_is_too_small_is_said_at_once(
 ) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    message = r"\.npy cannot be written: 0\.00 GB are needed and 0\.00 GB free.*cache_limit_gb"
+    message = r"\.npy cannot be written: .*needs 0\.00 GB and 0\.00 GB are free.*cache_limit_gb"
     with pytest.raises(OSError, match=message):
         open_pairs(draw(tmp_path, 2))
 

@@ -3,8 +3,12 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, script
@@ -12,9 +16,17 @@ from PIL import Image
 from torchvision.models import alexnet
 
 from config import Config
-from evaluate import Lpips, Majority, score_checkpoint
+from evaluate import Majority, main, score_checkpoint
+from features import Lpips
 from pictures.palettes import TOWNS
+from scripts import run_script
 from train import train
+
+
+@pytest.fixture(autouse=True)
+def without_feature_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second a test; the script, in a process of its own, has it."""
+    monkeypatch.setattr("evaluate.find_network", lambda device: None)
 
 
 def test_the_majority_class():
@@ -35,7 +47,7 @@ def test_lpips_only_where_its_weights_lie(
     weights = Path("cache/hub/checkpoints/alexnet-owt-7be5be79.pth")
     checkpoint = Path("checkpoints/a/generator.pt")
     assert "lpips" not in score_checkpoint(checkpoint)
-    assert f"as {weights}" in capsys.readouterr().out
+    assert f"as {weights} to have it" in capsys.readouterr().out
 
     weights.parent.mkdir(parents=True)
     torch.manual_seed(0)
@@ -65,6 +77,17 @@ def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Pat
         rows = list(csv.DictReader(file))
     assert [row["picture"] for row in rows] == ["0001", "0002"]
     assert summary["l1"] == pytest.approx(sum(float(row["l1"]) for row in rows) / 2)
+    if find_spec("efficientnet_lite_pytorch"):
+        assert 0 < summary["distance_efficientnet_lite2"] < 2
+    strips = sorted(Path("evaluation/towns/pictures_val").iterdir())
+    assert [path.name for path in strips] == ["00001.png", "00002.png"]
+    pair = np.asarray(Image.open(folder / "val" / "0001.png").resize((64, 32), Image.BOX))
+    strip = np.asarray(Image.open(strips[0]))
+    assert strip.shape == (32, 96, 3)
+    assert np.abs(strip[:, :32].astype(int) - pair[:, :32]).mean() < 2
+    assert np.abs(strip[:, 64:].astype(int) - pair[:, 32:]).mean() < 2
+    difference = np.abs(strip[:, 32:64].astype(float) - strip[:, 64:]).mean() / 127.5
+    assert difference == pytest.approx(float(rows[0]["l1"]), abs=0.01)
 
     back = score_checkpoint(
         Path("checkpoints/back/generator.pt"), reader=Path("checkpoints/towns/latest.pt")
@@ -73,6 +96,7 @@ def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Pat
     # What the reader reads from the real pictures is what it scores as a generator.
     assert back["reader_on_targets"]["accuracy"] == pytest.approx(summary["accuracy"])
     assert 0 <= back["reader_on_outputs"]["miou"] <= 1
+    assert back["reader_accuracy"] == pytest.approx(back["reader_on_outputs"]["accuracy"])
     with pytest.raises(ValueError, match="trained the other way round"):
         score_checkpoint(
             Path("checkpoints/back/generator.pt"), reader=Path("checkpoints/back/latest.pt")
@@ -123,8 +147,47 @@ def test_two_folders_that_were_named_are_not_taken_for_labels(towns: Path, tmp_p
         score_checkpoint(photo, reader=photo)
 
 
-def test_a_missing_checkpoint_ends_in_one_message():
-    result = script("evaluate.py", "checkpoints/none/generator.pt")
-    assert result.returncode == 2
-    assert "does not exist" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(("precision", "same"), [(None, True), ("bf16", True), ("fp32", False)])
+def test_precision_is_that_of_the_training_or_as_typed(
+    towns: Path, precision: str | None, same: bool
+):
+    train(Config(dataset=str(towns), name="a", **TINY | {"precision": "bf16", "n_epochs": 1}))
+    summary = score_checkpoint(Path("checkpoints/a/generator.pt"), precision=precision)
+    with open("evaluation/a/metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert (f"{summary['l1']:.7g}" == last["val_l1"]) == same
+
+
+def test_folders_that_cannot_be_written_to_are_named(
+    towns: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    train(Config(dataset=str(towns), name="a", **TINY))
+    checkpoint = Path("checkpoints/a/generator.pt")
+    for pictures, name in ((0, r"evaluation/a/scores_val\.csv"), (1, r"evaluation/a/.*00001\.png")):
+        with file_size_limit(10), pytest.raises(OSError, match=f"no space left.*{name}"):
+            score_checkpoint(checkpoint, pictures=pictures)
+    assert not list(Path("evaluation/a").glob("*scores*"))
+    shutil.rmtree("evaluation/a")
+    Path("evaluation/a").symlink_to("nowhere")
+    monkeypatch.setattr("evaluate.score_all", None)  # found before the work
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(checkpoint)])
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "evaluation/a is a link to nowhere, which does not exist" in message
+    assert "Traceback" not in message
+    with pytest.raises(OSError, match=r"none/generator\.pt does not exist"):
+        score_checkpoint(Path("checkpoints/none/generator.pt"))
+
+
+@contextmanager
+def file_size_limit(n_bytes: int) -> Iterator[None]:
+    """Let writing more than that to any file fail, much as on a full disk."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -90,7 +90,7 @@ def test_instance_norm_does_not_depend_on_the_rest_of_the_batch():
 
 @pytest.mark.parametrize("mode", ["train_mode", "eval_mode"])
 def test_equal_to_the_authors_network(mode: str):
-    network = Generator(crop_size=256, norm="batch", dropout=False)
+    network = Generator(norm="batch", dropout=False, batch_norm_at_test="running")
     load_by_rule(network, "generator")
     network.train(mode == "train_mode")
     with torch.no_grad():

@@ -77,7 +77,7 @@ def test_a_picture_is_written_whole(tmp_path: Path, name: str):
         (
             errno.ENOSPC,
             OSError,
-            r"1\.png cannot be written: No space left on the disk; free some\.",
+            r"1\.png cannot be written: no space left on the disk; free some\.",
         ),
         (errno.EACCES, PictureError, r"1\.png: it cannot be written \(Permission denied\)"),
     ],

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -7,6 +9,19 @@ from nbclient import NotebookClient
 
 from config import Config
 from train import train
+
+
+def test_a_checkpoint_in_another_project(towns: Path, tmp_path: Path):
+    train(Config(dataset=str(towns), name="small", **TINY | {"n_epochs": 1}))
+    for name in ("utils", "config", "generator"):
+        Path(f"{name}.py").write_text("raise RuntimeError('the other one')")
+    # As README says.
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils import load_generator\n"
+    code += "import torch; generator = load_generator('checkpoints/small/generator.pt')\n"
+    code += "print(generator(torch.zeros(1, 3, 32, 32)).shape)"
+    Path("mine.py").write_text(code)
+    done = subprocess.run([sys.executable, "mine.py"], capture_output=True, text=True)
+    assert done.stdout == "torch.Size([1, 3, 32, 32])\n", done.stderr
 
 
 def test_the_notebook_runs(towns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,5 @@
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,14 @@ def test_a_grid_holds_every_picture_under_its_label():
 
 
 @pytest.fixture
-def report(towns: Path) -> Report:
+def report(towns: Path) -> Iterator[Report]:
     """A report of a run that has just begun, and its state as ``report.state``."""
     config = resolve(Config(dataset=str(towns), name="a", val_interval=99, **TINY))[0]
     machine = choose_machine("cpu", "fp32")
     report = Report(config, open_data(config), machine, new_state(config, machine))
     report.state = new_state(config, machine)
-    return report
+    with report:
+        yield report
 
 
 def add_epoch(report: Report, epoch: int, **means: float) -> list[dict[str, str]]:

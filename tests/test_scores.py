@@ -8,14 +8,17 @@ from torch import nn
 from devices import Machine
 from pictures.palettes import MAPS, TOWNS
 from scores import (
+    GRID_PERIODS,
     FixedMarks,
     class_scores,
     count_classes,
     evaluate,
     gradient_energy,
+    grid_energy,
     nearest_class,
     score_all,
     score_picture,
+    summarise,
 )
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
@@ -75,6 +78,28 @@ def test_sharpness_falls_with_blur_and_is_one_for_the_target():
 def test_gradient_energy_of_a_ramp():
     ramp = torch.arange(8.0).repeat(8, 1)[None, None]
     assert gradient_energy(ramp) == 1
+
+
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_a_grid_shows_at_its_period(period: int):
+    torch.manual_seed(0)
+    y = torch.randn(1, 3, 64, 96) * 0.1
+    wave = torch.cos(torch.arange(96) * 2 * math.pi / period) * 0.2
+    rows = [score_picture(y + wave, y), score_picture(2 * y, y)]
+    first, second = summarise(rows[:1]), summarise(rows[1:])
+    for other in GRID_PERIODS:
+        assert second[f"grid_{other}"] == pytest.approx(4, rel=1e-3)
+        if other == period:
+            assert first[f"grid_{other}"] > 20
+        else:
+            assert first[f"grid_{other}"] == pytest.approx(1, abs=0.1)
+    # Sums over pictures, not the mean of their ratios.
+    rows[0]["target_grid_2"], rows[1]["target_grid_2"] = 3.0, 1.0
+    rows[0]["grid_2"], rows[1]["grid_2"] = 3.0, 5.0
+    assert summarise(rows)["grid_2"] == pytest.approx(8 / 4)
+    assert grid_energy(y + wave.roll(1) + 5, period) == pytest.approx(
+        grid_energy(y + wave, period), rel=0.5
+    )
 
 
 def test_classes_are_scored_over_the_pixels_of_all_pictures():

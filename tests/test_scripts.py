@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
+import train as training
 from config import Config
 from scripts import POLITE, Interrupted, StopRequest, run_script
 from train import train
@@ -38,16 +39,20 @@ def test_a_script_ends_in_one_message_and_its_code(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
-def test_every_polite_signal_is_a_request():
-    before = [signal.getsignal(getattr(signal, name)) for name in POLITE]
-    for name in POLITE:
+@pytest.mark.parametrize("name", POLITE)
+def test_every_polite_signal_is_a_request(name: str):
+    signum = getattr(signal, name)
+    before = signal.signal(signum, signal.SIG_DFL)  # pytest itself may run under nohup
+    try:
         with StopRequest() as stop:
             stop.check()
-            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(os.getpid(), signum)
             with pytest.raises(Interrupted) as raised:
                 stop.check()
-        assert raised.value.exit_code == 128 + getattr(signal, name)
-    assert [signal.getsignal(getattr(signal, name)) for name in POLITE] == before
+        assert raised.value.exit_code == 128 + signum
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    finally:
+        signal.signal(signum, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signal")
@@ -64,18 +69,19 @@ def test_under_nohup_a_closed_terminal_is_ignored(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
 def test_a_stop_frees_the_networks_at_once(towns: Path, monkeypatch: pytest.MonkeyPatch):
     generators = []
-    original = StopRequest.check
+    build, check = training.build_generator, StopRequest.check
 
-    def stopping(self: StopRequest) -> None:
-        self.signum = signal.SIGINT
-        original(self)
-
-    def noting(generator: torch.nn.Module) -> torch.nn.Module:
+    def noting(config: Config) -> torch.nn.Module:
+        generator = build(config)
         generators.append(weakref.ref(generator))
         return generator
 
+    def stopping(self: StopRequest) -> None:
+        self.signum = signal.SIGINT
+        check(self)
+
+    monkeypatch.setattr(training, "build_generator", noting)
     monkeypatch.setattr(StopRequest, "check", stopping)
-    monkeypatch.setattr("utils.Generator.train", lambda self, mode=True: noting(self))
     with pytest.raises(Interrupted, match="same command") as stopped:
         train(Config(dataset=str(towns), name="a", **TINY))
     assert generators

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CLASS_SCALE = 8.0  # of the scores of classes
+CLASS_SCALE = 8.0  # of the scores of classes, which have farther to go than those of tanh
+EDGE = 3.0  # how much harder than the probabilities the edges between classes are painted
 NORMS: dict[str, type[nn.Module]] = {
     "instance": nn.InstanceNorm2d,
     "batch": nn.BatchNorm2d,
@@ -91,9 +92,8 @@ class Generator(nn.Module):
     At 256 px the encoder is C64-C128-C256-C512-C512-C512-C512-C512; each halving of the crop
     drops, each doubling adds one C512 (a 32 px crop: C64-C128-C256-C512-C512).
 
-    With a ``palette`` the outputs are label pictures: the network gives each class a score, and
-    what it paints is the colour of the likeliest, or in training, where that has no gradient, the
-    mean of the colours by their probabilities.
+    With a ``palette`` the targets are label pictures: while it learns, the outputs are the
+    probabilities of the classes, and after ``eval()`` pictures in their colours.
 
     Args:
         input_nc: Channels of the input picture.
@@ -193,20 +193,9 @@ class Generator(nn.Module):
                 2^depth (any such size, square or not).
 
         Returns:
-            (N, output_nc, H, W) in [-1, 1], float32 in every precision.
+            (N, output_nc, H, W) in [-1, 1], float32 in every precision; with a palette, while
+            it learns, probabilities (N, classes, H, W).
         """
-        return self.paint(self.scores(x))
-
-    def paint(self, scores: Tensor) -> Tensor:
-        """Return the pictures (N, output_nc, H, W) in [-1, 1] that ``scores`` stand for."""
-        if self.palette is None:
-            return torch.tanh(scores)
-        if not self.training:
-            return F.embedding(scores.argmax(dim=1), self.palette).movedim(-1, 1)
-        return torch.einsum("nkhw,kc->nchw", scores.softmax(dim=1), self.palette)
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Return what ``paint`` turns into pictures: (N, output_nc or classes, H, W), float32."""
         skips: list[Tensor] = []
         for down in self.encoder:
             x = down(x)  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ... (N, 512, 1, 1) at H = 256
@@ -218,6 +207,42 @@ class Generator(nn.Module):
         # Half precision has too few digits for the values that become pixels.
         with torch.autocast(x.device.type, enabled=False):
             x = torch.cat([skips.pop(), x], dim=1).to(outermost[1].weight.dtype)
-            scores = outermost(x)  # (N, 3 or classes, H, W)
-        # A step of the weights moves all scores alike, and classes have farther to go than tanh.
-        return scores if self.palette is None else CLASS_SCALE * scores
+            x = outermost(x)  # (N, 3, H, W), or a score for each class
+            return torch.tanh(x) if self.palette is None else self._classes(x)
+
+    def _classes(self, scores: Tensor) -> Tensor:
+        """Turn scores (N, K, H, W) into probabilities, or at test into colours."""
+        if self.training:
+            return (CLASS_SCALE * scores).softmax(dim=1)
+        # Nearly the colour of the likeliest class, but edges are as soft as real ones.
+        share = (EDGE * CLASS_SCALE * scores).softmax(dim=1)
+        return torch.einsum("nkhw,kc->nchw", share, self.palette)
+
+    def as_target(self, y: Tensor) -> Tensor:
+        """Return what outputs are to be while it learns.
+
+        Args:
+            y: Target pictures, (N, output_nc, H, W) in [-1, 1].
+
+        Returns:
+            The same; with a palette the class of nearest colour, one-hot, (N, classes, H, W).
+        """
+        if self.palette is None:
+            return y
+        classes = nearest_class(y, self.palette)
+        return F.one_hot(classes, len(self.palette)).movedim(-1, 1).float()
+
+
+def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
+    """Return for each pixel the class whose colour is the nearest, by Euclid's distance in RGB.
+
+    Args:
+        picture: (N, 3, H, W) in [-1, 1].
+        colours: Of the classes, (K, 3) in [-1, 1].
+
+    Returns:
+        Numbers of classes, (N, H, W).
+    """
+    return torch.cdist(
+        picture.movedim(1, -1), colours, compute_mode="donot_use_mm_for_euclid_dist"
+    ).argmin(dim=-1)

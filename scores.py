@@ -14,6 +14,7 @@ from torchmetrics.functional.image import (
 
 from dataset import normalise
 from devices import Machine
+from generator import nearest_class
 from pictures.palettes import Palette, merged_classes
 
 Scores = dict[str, float]
@@ -68,21 +69,6 @@ def grid_energy(picture: Tensor, period: int) -> Tensor:
     repeats_y, repeats_x = ((y - height / period).abs() <= 1, (x - width / period).abs() <= 1)
     grid = repeats_y & (repeats_x | (x <= 1)) | repeats_x & (y <= 1)
     return energy[..., grid.to(picture.device)].mean()
-
-
-def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
-    """Return for each pixel the class whose colour is the nearest, by Euclid's distance in RGB.
-
-    Args:
-        picture: (N, 3, H, W) in [-1, 1].
-        colours: Of the classes, (K, 3) in [-1, 1].
-
-    Returns:
-        Numbers of classes, (N, H, W).
-    """
-    return torch.cdist(
-        picture.movedim(1, -1), colours, compute_mode="donot_use_mm_for_euclid_dist"
-    ).argmin(dim=-1)
 
 
 def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:

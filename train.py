@@ -59,15 +59,14 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, gan_mode: str) 
     return (real + fake) / 2
 
 
-def target_losses(scores: Tensor, fake: Tensor, y: Tensor, generator: Generator) -> Losses:
-    """Return the terms that tie outputs to their targets, unweighted; the first is equation 3.
+def target_loss(fake: Tensor, y: Tensor, config: Config) -> Losses:
+    """Return what ties outputs to their targets: equation 3, or the classes' cross-entropy.
 
     A term that is added here, and its weight below, appears in the bar, the table and the curves.
     """
-    losses = {"l1": F.l1_loss(fake, y)}
-    if generator.palette is not None:
-        losses["loss_classes"] = class_loss(scores, y, generator.palette)
-    return losses
+    if config.labels == "target":
+        return {"loss_classes": class_loss(fake, y)}
+    return {"l1": F.l1_loss(fake, y)}
 
 
 def weights(config: Config) -> dict[str, float]:
@@ -119,14 +118,14 @@ def new_state(config: Config, machine: Machine, palette: Colours | None = None) 
     generator = build_generator(config, palette).to(machine.device)
     discriminator = Discriminator(
         config.input_nc,
-        config.output_nc,
+        len(palette) if palette else config.output_nc,
         ndf=config.ndf,
         n_layers_d=config.n_layers_d,
         norm=config.norm,
     ).to(machine.device)
     average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None
     if config.compile:
-        machine.compile(generator, "scores")
+        machine.compile(generator, "forward")
         machine.compile(discriminator, "features")
     # One fused kernel reads and writes the 57 million parameters once.
     adam = {"lr": config.lr, "betas": (config.beta1, 0.999), "fused": True}
@@ -156,9 +155,9 @@ def train_step(
         The losses of this batch, detached, still on the device.
     """
     generator, discriminator = state.generator, state.discriminator
+    y = generator.as_target(y)
     with machine.autocast:
-        scores = generator.scores(x)
-        fake = generator.paint(scores)
+        fake = generator(x)
 
     with machine.autocast:
         real_maps = discriminator.features(x, y)
@@ -171,7 +170,7 @@ def train_step(
     with machine.autocast:
         fake_maps = discriminator.features(x, fake)
         terms = {"loss_g_gan": adversarial_loss(fake_maps[-1], True, config.gan_mode)}
-        terms |= target_losses(scores, fake, y, generator)
+        terms |= target_loss(fake, y, config)
         if config.lambda_features:
             terms["loss_features"] = feature_loss(real_maps, fake_maps)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
@@ -189,8 +188,7 @@ def plain_step(
 ) -> Losses:
     """Teach the generator without a discriminator, by L1 alone in the paper (section 4.2)."""
     with machine.autocast:
-        scores = state.generator.scores(x)
-        terms = target_losses(scores, state.generator.paint(scores), y, state.generator)
+        terms = target_loss(state.generator(x), state.generator.as_target(y), config)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
     update(state.optimizer_g, loss_g, state.scaler)
     state.scaler.update()

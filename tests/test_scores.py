@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from devices import Machine
+from generator import nearest_class
 from pictures.palettes import MAPS, TOWNS
 from scores import (
     GRID_PERIODS,
@@ -15,7 +16,6 @@ from scores import (
     evaluate,
     gradient_energy,
     grid_energy,
-    nearest_class,
     score_all,
     score_picture,
     summarise,
@@ -62,7 +62,8 @@ def test_scores_by_their_formulas():
 
 def test_nearest_class():
     picture = label_picture(np.array([[0, 1, 2], [3, 4, 5]])) + 0.05
-    assert nearest_class(picture, TOWNS).tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    colours = torch.tensor(list(TOWNS.values())) / 127.5 - 1
+    assert nearest_class(picture, colours).tolist() == [[[0, 1, 2], [3, 4, 5]]]
 
 
 def test_sharpness_falls_with_blur_and_is_one_for_the_target():

@@ -17,7 +17,6 @@ import train as training
 from config import Config, resolve
 from dataset import normalise
 from devices import choose_machine
-from generator import Generator
 from saving import Checkpoints
 from sources import open_data
 from train import (
@@ -195,12 +194,12 @@ def test_the_loop_reads_the_device_only_at_the_log_interval(
 
 
 def test_a_loss_is_added_in_one_place(towns: Path, monkeypatch: pytest.MonkeyPatch):
-    losses, weights = training.target_losses, training.weights
+    losses, weights = training.target_loss, training.weights
 
-    def with_edges(scores: Tensor, fake: Tensor, y: Tensor, generator: Generator) -> Losses:
-        return losses(scores, fake, y, generator) | {"loss_edges": (fake - y).diff().abs().mean()}
+    def with_edges(fake: Tensor, y: Tensor, config: Config) -> Losses:
+        return losses(fake, y, config) | {"loss_edges": (fake - y).diff().abs().mean()}
 
-    monkeypatch.setattr(training, "target_losses", with_edges)
+    monkeypatch.setattr(training, "target_loss", with_edges)
     monkeypatch.setattr(training, "weights", lambda c: weights(c) | {"loss_edges": 0.0})
     config = Config(dataset=str(towns), name="a", **TINY)
     train(config)

@@ -91,7 +91,7 @@ def _unpack(archive: BinaryIO, folder: Path, name: str) -> None:
         members = list(progress(tar, desc="checking", unit="file", leave=False))
         _check_members(members)
         _check_end(stream)
-        check_space(folder, sum(member.size for member in members))
+        check_space(folder.parent, sum(member.size for member in members))
         members = _lifted(members, name)
         files = progress(members, desc="unpacking", unit="file", leave=False)
         tar.extractall(folder, members=files, filter="data")

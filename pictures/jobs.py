@@ -139,7 +139,7 @@ def save(output: tuple[Path, Image.Image]) -> None:
             image.save(draft, format=form, **({"quality": 95} if form == "JPEG" else {}))
     except OSError as error:
         if is_full(error):
-            raise
+            raise OSError(f"{path} cannot be written: {reason_of(error)}; free some.") from error
         raise PictureError({path: f"it cannot be written ({reason_of(error)})"}) from error
 
 

@@ -299,7 +299,7 @@ def test_too_little_space_is_said_before_the_download(
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     server.length = 60_000  # 120 kB with what is in it
-    refused(server.mirror, "0.00 GB are needed and 0.00 GB are free (data")
+    refused(server.mirror, "data needs 0.00 GB and 0.00 GB are free")
 
 
 def test_too_little_space_for_what_is_in_it(server: Server, monkeypatch: pytest.MonkeyPatch):
@@ -307,7 +307,7 @@ def test_too_little_space_for_what_is_in_it(server: Server, monkeypatch: pytest.
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     server.body = tar_gz(*PAIRS, content=bytes(2_000_000))
     assert len(server.body) < 50_000
-    refused(server.mirror, "0.01 GB are needed")
+    refused(server.mirror, "data needs 0.01 GB")
 
 
 @pytest.mark.parametrize("call", ["open", "extract"])
@@ -325,7 +325,7 @@ def test_a_full_disk(server: Server, call: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(download.tempfile, "TemporaryFile", lambda dir: FullFile())
     else:
         monkeypatch.setattr(tarfile, "copyfileobj", fail)
-    refused(server.mirror, "No space left on device")
+    refused(server.mirror, "no space left on the disk")
 
 
 @pytest.mark.parametrize("name", ["mkdir", "rename"])

@@ -194,8 +194,8 @@ def kernel_spread(fake: Tensor, real: Tensor) -> tuple[float, float]:
     n = len(real)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(n, (RESAMPLES, n), generator=generator)
-    counts = F.one_hot(drawn, n).sum(dim=1).double()
-    counts = torch.cat([torch.ones(1, n).double(), counts])  # the first: each of them once
+    counts = torch.zeros(RESAMPLES, n).scatter_add_(1, drawn, torch.ones(RESAMPLES, n))
+    counts = torch.cat([torch.ones(1, n), counts]).double()  # the first: each of them once
     kernels = poly_kernel(fake, fake) + poly_kernel(real, real) - 2 * poly_kernel(fake, real)
     kernels = kernels.double().fill_diagonal_(0)
     distances = ((counts @ kernels) * counts).sum(dim=1) / (n**2 - counts.square().sum(dim=1))

@@ -272,7 +272,7 @@ def _plain(value: Any, kind: type) -> Any:
         value = value.value
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if hasattr(value, "item"):  # a scalar of NumPy or torch
+    if hasattr(value, "item") and not value.shape:  # a scalar of NumPy or torch
         value = value.item()
     if isinstance(value, bool):  # an int to Python, but batch_size=True is a mistake
         return value

@@ -119,8 +119,14 @@ def refused(mirror: str, *parts: str, error: type[BaseException] = DownloadError
 
 # --- Success ---
 @pytest.mark.parametrize("length", [-1, None])
-def test_fetched_from_an_address(server: Server, length: int | None, capsys: pytest.CaptureFixture):
+def test_fetched_from_an_address(
+    server: Server,
+    length: int | None,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
     server.length = length
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # else a line a minute
     half_made: list[str] = []
     server.during = lambda: half_made.extend(os.listdir("data"))
     assert fetch("maps", mirror=f"{server.mirror}/") == Path("data/maps")

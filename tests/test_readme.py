@@ -22,6 +22,8 @@ def blocks(heading: str) -> list[tuple[str, str]]:
 def test_using_a_checkpoint(towns: Path):
     for path in [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt")]:
         shutil.copy(path, ".")
+    for wing in ("pictures", "towns"):
+        shutil.copytree(ROOT / wing, wing)
     train(Config(dataset=str(towns), name="towns", **TINY))
     Path("photos").mkdir()
     Image.new("RGB", (200, 150), "green").save("photos/1.jpg")

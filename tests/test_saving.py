@@ -100,7 +100,7 @@ def test_other_settings_are_refused_all_at_once(towns: Path):
     other = script("train.py", *flags(dataset=towns, name="a", lambda_l1=10, ngf=8, n_epochs=9))
     assert other.returncode == 2
     assert other.stdout == ""
-    assert "lambda_l1: 100.0 in the checkpoint, 10.0 now" in other.stderr
+    assert "lambda_l1: 25.0 in the checkpoint, 10.0 now" in other.stderr
     assert "ngf: 4 in the checkpoint, 8 now" in other.stderr
     assert "n_epochs" not in other.stderr
     fresh = script("train.py", *flags(dataset=towns, name="a", ngf=8), "--fresh")
@@ -170,7 +170,7 @@ def test_the_data_may_move_but_not_change(towns: Path, tmp_path: Path):
     files[0].rename(tmp_path / "aside.png")
     files[1].rename(files[0])
     (tmp_path / "aside.png").rename(files[1])
-    with pytest.raises(ValueError, match=r"changed in train: 0000\.png, 0001\.png\n.*--init-from"):
+    with pytest.raises(ValueError, match=r"changed in train: 0001\.png, 0002\.png\n.*--init-from"):
         train(replace(config, dataset=str(tmp_path / "moved"), n_epochs=5))
 
 

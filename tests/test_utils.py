@@ -45,7 +45,7 @@ def test_the_size_of_the_inputs_is_kept(direction: str, size: tuple[int, int]):
 def test_eval_does_what_the_checkpoint_says(
     run: Config, precision: str, statistics: str, depends: bool
 ):
-    at_test = {"batch_norm_at_test": statistics, "dropout_at_test": depends}
+    at_test = {"dropout": True, "batch_norm_at_test": statistics, "dropout_at_test": depends}
     train(replace(run, name="b", norm="batch", n_epochs=1, n_epochs_decay=0, **at_test))
     generator = load_generator("checkpoints/b/generator.pt", device="cpu")
     before = {k: v.clone() for k, v in generator.state_dict().items()}

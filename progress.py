@@ -23,6 +23,7 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """Return a tqdm bar over ``items``, with the ``options`` of tqdm."""
     is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     if not is_watched:
-        options |= {"file": _LogLines(), "mininterval": LOG_S, "miniters": 1, "ncols": 110}
-        options |= {"delay": LOG_S}  # what is done before needs no line
+        options |= {"file": _LogLines(), "miniters": 1, "ncols": 110}
+        # What is done within that time needs no line.
+        options |= dict.fromkeys(("delay", "mininterval", "maxinterval"), LOG_S)
     return tqdm(items, dynamic_ncols=is_watched, **options)

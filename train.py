@@ -26,7 +26,7 @@ from dataset import derived_seed, normalise, training_loader
 from devices import Machine, choose_machine
 from discriminator import Discriminator
 from generator import Generator
-from losses import class_loss, feature_loss
+from losses import class_loss, feature_loss, perceptual_loss
 from report import Report
 from saving import Checkpoints, Saved
 from scripts import StopRequest, freeing_frames, run_script
@@ -65,7 +65,10 @@ def target_loss(fake: Tensor, y: Tensor, config: Config) -> Losses:
     """
     if config.labels == "target":
         return {"loss_classes": class_loss(fake, y)}
-    return {"l1": F.l1_loss(fake, y)}
+    losses = {"l1": F.l1_loss(fake, y)}
+    if config.lambda_perceptual:
+        losses["loss_perceptual"] = perceptual_loss(fake, y)
+    return losses
 
 
 def weights(config: Config) -> dict[str, float]:
@@ -75,6 +78,7 @@ def weights(config: Config) -> dict[str, float]:
         "l1": config.lambda_l1,
         "loss_features": config.lambda_features,
         "loss_classes": config.lambda_classes,
+        "loss_perceptual": config.lambda_perceptual,
     }
 
 

@@ -32,10 +32,11 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from config import Config, resolve
+from config import Config
 from dataset import PairedImages, normalise, training_loader
 from devices import PRECISIONS, pick_device, pick_dtype
 from disk import make_folder, whole_file
+from recipes import resolve
 from scripts import run_script
 from sources import open_pairs, split_of
 from towns.draw import draw_pair

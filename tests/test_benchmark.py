@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import devices
 import trials
 from benchmark import benchmark, main
-from config import Config, resolve
+from config import Config
 from devices import Machine
 from discriminator import Discriminator
 from generator import Generator
+from recipes import resolve
 from scripts import run_script
 from train import new_state, train_step
 from trials import ROUNDS, PlainStep, Step, Trial, take_turns

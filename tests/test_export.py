@@ -13,7 +13,8 @@ from test_authors import unet
 from torch import Tensor, nn
 
 import export
-from config import Config, resolve
+from config import Config
+from recipes import resolve
 from utils import build_generator, load_generator
 
 

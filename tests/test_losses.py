@@ -9,11 +9,12 @@ from conftest import TINY
 from runs import results
 
 import losses
-from config import Config, resolve
+from config import Config
 from devices import choose_machine
 from generator import Generator
 from losses import class_loss, feature_loss, perceptual_loss
 from pictures.palettes import TOWNS
+from recipes import resolve
 from train import new_state, train, update_average
 
 COLOURS = list(TOWNS.values())

@@ -8,8 +8,9 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from config import Config, resolve
+from config import Config
 from devices import choose_machine
+from recipes import resolve
 from report import FIRST_COLUMNS, Report, sample_grid, to_image
 from scripts import StopRequest
 from sources import open_data

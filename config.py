@@ -48,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 # What the recipe of a data set changes in that. The paper's shorter trainings do not decay.
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
-    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 3, "n_epochs_decay": 2},
+    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4},
     "facades": {"direction": "BtoA"},
     "maps": {},
     "cityscapes": {"direction": "BtoA"},

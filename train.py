@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from config import Config, parse_command_line
 from dataset import derived_seed, normalise, training_loader
 from devices import Machine, choose_machine
 from discriminator import Discriminator
 from generator import Generator
-from losses import class_loss, feature_loss, perceptual_loss
+from losses import class_loss, feature_loss, follow, perceptual_loss
 from recipes import describe, resolve
 from report import Report
 from saving import Checkpoints, Saved
@@ -201,20 +200,6 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.Gra
     scaler.step(optimizer)
 
 
-@torch.no_grad()
-def update_average(state: TrainingState, decay: float, n_steps: int) -> None:
-    """Move the average of the generator's weights towards them as they are after ``n_steps``.
-
-    At first it forgets faster, so that it does not remember the random beginning.
-    """
-    decay = min(decay, (1 + n_steps) / (10 + n_steps))
-    get_ema_multi_avg_fn(decay)(
-        list(state.average.parameters()), list(state.generator.parameters()), n_steps
-    )
-    for mean, now in zip(state.average.buffers(), state.generator.buffers(), strict=True):
-        mean.copy_(now)
-
-
 def probability(logits: Tensor, gan_mode: str) -> Tensor:
     """Return the mean probability of "real" that ``logits`` stand for."""
     return (logits if gan_mode == "lsgan" else logits.sigmoid()).mean()
@@ -299,7 +284,7 @@ def train_epoch(
         state.step += 1
         if state.average is not None:
             n_steps = state.epoch * data.steps_per_epoch + state.step
-            update_average(state, config.ema_decay, n_steps)
+            follow(state.average, state.generator, config.ema_decay, n_steps)
         report.add_step(state, losses)  # reads the device at the log interval alone
         checkpoints.save_if_due(state)
         stop.check()

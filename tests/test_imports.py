@@ -31,7 +31,6 @@ LAYERS = [
     {"saving", "evaluate", "translate", "export", "compare"},
     {"report"},
     {"train"},
-    {"trials"},
     {"benchmark"},
 ]
 

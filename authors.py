@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from config import Config, resolve
+from config import Config
 from generator import Generator
+from recipes import resolve
 
 EXPECTED = (
     "expected generator.pt or latest.pt of a run here, or the state dict of the authors' U-Net "

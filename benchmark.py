@@ -36,11 +36,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import Config, resolve
+from config import Config
 from dataset import PairedImages, normalise, training_loader
 from devices import PRECISIONS, Machine, choose_machine, pick_device, pick_dtype
 from disk import make_folder, whole_file
 from progress import progress
+from recipes import resolve
 from scripts import is_out_of_memory, run_script
 from sources import open_pairs, split_of
 from towns.draw import draw_pair

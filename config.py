@@ -5,15 +5,12 @@ import numbers
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import PurePath
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import tyro
-
-from pictures.palettes import Palette, target_palette
 
 # The paper (section 3.3, appendix 6.2), with the epochs of the authors' PyTorch port.
 PAPER: dict[str, Any] = {
@@ -51,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 # What the recipe of a data set changes in that. The paper's shorter trainings do not decay.
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
-    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 3, "n_epochs_decay": 2},
+    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4},
     "facades": {"direction": "BtoA"},
     "maps": {},
     "cityscapes": {"direction": "BtoA"},
@@ -327,101 +324,6 @@ def _check_pairs(config: Config) -> None:
             f"the discriminator to judge; set n_layers_d to {deepest} or less, or crop_size to "
             f"{2 ** (config.n_layers_d + 2)} or more."
         )
-
-
-def resolve(config: Config) -> tuple[Config, dict[str, str]]:
-    """Fill in what the data set's recipe decides.
-
-    Args:
-        config: Settings as typed, None where the recipe decides.
-
-    Returns:
-        The settings without any None or empty name, and for each field where it came from.
-
-    Raises:
-        ValueError: Values that cannot work together once the recipe has filled the gaps.
-    """
-    defaults = Config()
-    config = _tidy_paths(config, defaults)
-    folder = PurePath(os.path.abspath(config.dataset)).name
-    preset, recipe = PRESETS.get(folder, {}), RECIPES[config.recipe]
-    values = PAPER | recipe | preset
-    origin = dict.fromkeys(PAPER, f"preset {folder}" if folder in PRESETS else "paper")
-    origin |= dict.fromkeys(recipe, f"recipe {config.recipe}")
-    typed = {key: value for key in values if (value := getattr(config, key)) is not None}
-    if config.input_dir:
-        values["direction"], origin["direction"] = "AtoB", "input_dir to target_dir"
-    _keep_ratio(typed.get("load_size"), typed.get("crop_size"), values, origin)
-    _learn_classes(replace(config, **(values | typed)), typed, values, origin)
-    if not config.name:
-        values["name"] = plain_name(folder) or "run"  # the root of a disk has no name
-        origin["name"] = "data set's folder"
-    for field in fields(config):
-        changed = getattr(config, field.name) != getattr(defaults, field.name)
-        if changed or field.name in typed:
-            origin[field.name] = "typed" if changed else "config.py"
-        origin.setdefault(field.name, "default")
-    return replace(config, **(values | typed)), origin
-
-
-def palette_of(config: Config) -> Palette | None:
-    """Return the colours of the classes in the targets, where those are known label pictures."""
-    if config.input_dir:  # what lies in a folder is known by the name of its data set alone
-        return None
-    folder = PurePath(os.path.abspath(config.dataset)).name
-    return target_palette(folder, config.direction) if config.output_nc == 3 else None
-
-
-def _learn_classes(
-    config: Config, typed: dict[str, Any], values: dict[str, Any], origin: dict[str, str]
-) -> None:
-    """Decide whether the targets of a config that is resolved so far are learned as classes."""
-    if palette_of(config) is None:
-        if typed.get("labels") == "target":
-            raise ValueError(
-                f"labels is target, but the targets of {config.dataset} are not label pictures "
-                "with a palette in pictures/palettes.py, which knows those of the data sets in one "
-                "folder called towns, maps or facades; leave labels out."
-            )
-        values["labels"] = "none"
-    if (values | typed)["labels"] == "target":
-        values["lambda_l1"], origin["lambda_l1"] = 0.0, "classes have a loss of their own"
-
-
-def _tidy_paths(config: Config, defaults: Config) -> Config:
-    """Spell each folder in one way, and take the data set's from those that were named."""
-    typed = {name: path for name in PATHS if (path := getattr(config, name))}
-    # The same folder typed with another slash at the end is the same run.
-    tidy = {name: os.path.normpath(os.path.expanduser(path)) for name, path in typed.items()}
-    config = replace(config, **tidy)
-    named = config.train_dir or config.input_dir
-    if named and config.dataset == defaults.dataset:
-        return replace(config, dataset=str(PurePath(os.path.abspath(named)).parent))
-    return config
-
-
-def _keep_ratio(
-    load: int | None, crop: int | None, values: dict[str, Any], origin: dict[str, str]
-) -> None:
-    """If only one of the two sizes was typed, scale the recipe's other one with it."""
-    if crop and not load:
-        values["load_size"] = round(crop * values["load_size"] / values["crop_size"])
-        origin["load_size"] = "keeps the recipe's ratio to crop_size"
-    elif load and not crop:
-        wanted = math.log2(load * values["crop_size"] / values["load_size"])
-        values["crop_size"] = min(2 ** min(round(wanted), int(math.log2(load))), MAX_CROP)
-        origin["crop_size"] = "keeps the recipe's ratio to load_size"
-
-
-def describe(config: Config, origin: dict[str, str]) -> str:
-    """Return the resolved settings as lines of text, each with where it came from."""
-    width = max(len(name) for name in origin)
-    shown = asdict(config)
-    return "\n".join(
-        f"  {name:{width}}  {shown[name]!s:14}  {origin[name]}"
-        for name in shown
-        if shown[name] != "" or origin[name] != "default"
-    )
 
 
 def parse_command_line() -> tuple[Config, bool]:

@@ -94,11 +94,12 @@ def make_folder(folder: Path) -> Path:
     Raises:
         OSError: They cannot, which is better known before the work than after it.
     """
-    if folder.is_symlink() and not folder.exists():
-        raise FileNotFoundError(
-            f"{folder} is a link to {os.readlink(folder)}, which does not exist; mend the link or "
-            "remove it."
-        )
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist; mend the link or "
+                "remove it."
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -14,13 +14,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from config import Config, palette_of
+from config import Config
 from dataset import PairedImages, denormalise, validation_loader
 from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
 from features import FeatureDistances, Lpips, fetched, find_network
 from pictures.decode import image_of
 from progress import progress
+from recipes import palette_of
 from scores import Classes, FixedMarks, Measure, Scores, class_scores, score_all
 from scripts import run_script
 from sources import open_pairs, split_of

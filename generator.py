@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASS_SCALE = 8.0  # of the scores of classes, which have farther to go than those of tanh
-EDGE = 4.0  # how much harder than the probabilities the edges between classes are painted
+EDGE = 2.0  # how much harder than the probabilities the edges between classes are painted
 NORMS: dict[str, type[nn.Module]] = {
     "instance": nn.InstanceNorm2d,
     "batch": nn.BatchNorm2d,
@@ -215,8 +215,20 @@ class Generator(nn.Module):
         if self.training:
             return (CLASS_SCALE * scores).softmax(dim=1)
         # Nearly the colour of the likeliest class, but edges are as soft as real ones.
-        share = (EDGE * CLASS_SCALE * scores).softmax(dim=1)
-        return torch.einsum("nkhw,kc->nchw", share, self.palette)
+        return self.as_picture((EDGE * CLASS_SCALE * scores).softmax(dim=1))
+
+    def as_picture(self, output: Tensor) -> Tensor:
+        """Return the picture that an output, or a target, stands for while it learns.
+
+        Args:
+            output: (N, output_nc, H, W) in [-1, 1]; with a palette (N, classes, H, W), shares.
+
+        Returns:
+            (N, output_nc, H, W) in [-1, 1]: the same, or the mean colour of the classes.
+        """
+        if self.palette is None:
+            return output
+        return torch.einsum("nkhw,kc->nchw", output, self.palette)
 
     def as_target(self, y: Tensor) -> Tensor:
         """Return what outputs are to be while it learns.

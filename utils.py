@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from authors import import_generator
-from config import Config, palette_of, plain_name, resolve
+from config import Config, plain_name
 from devices import pick_device
 from generator import Generator
+from recipes import palette_of, resolve
 
 
 class CheckpointError(ValueError):

@@ -23,7 +23,7 @@ from pictures.pairs import Recipe, check_pair, content_of, read_pair, shape_of
 from progress import progress
 
 N_THREADS = min(8, os.cpu_count() or 1)
-FORMAT = 4  # to be raised when what is stored changes for the same pairs and recipe
+FORMAT = 5  # to be raised when what is stored changes for the same pairs and recipe
 
 
 class PairCache:

@@ -23,10 +23,11 @@ from benchmark import (
     take_turn,
     take_turns,
 )
-from config import Config, resolve
+from config import Config
 from devices import Machine
 from discriminator import Discriminator
 from generator import Generator
+from recipes import resolve
 from scripts import run_script
 from train import new_state, train_step
 

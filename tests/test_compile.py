@@ -8,8 +8,9 @@ import torch
 from conftest import TINY
 from torch._dynamo.utils import counters
 
-from config import Config, resolve
+from config import Config
 from devices import Machine
+from recipes import resolve
 from train import new_state, train_step
 
 FP32 = Machine(torch.device("cpu"), torch.float32)

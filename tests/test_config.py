@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import script
 
-from config import PRESETS, Config, describe, resolve
+from config import PRESETS, Config
+from recipes import describe, resolve
 
 
 def test_default_is_the_paper_but_for_towns():

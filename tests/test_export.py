@@ -13,7 +13,8 @@ from test_authors import unet
 from torch import Tensor, nn
 
 import export
-from config import Config, resolve
+from config import Config
+from recipes import resolve
 from utils import build_generator, load_generator
 
 
@@ -53,7 +54,7 @@ def test_the_script_writes_a_graph_with_free_sizes_and_the_settings():
     sizes = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
     assert sizes == ["batch", 1, "8*rows", "8*columns"]
     told = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
-    assert (told["value_range"], told["size_multiple"]) == ([-1, 1], 32)
+    assert (told["value_range"], told["size_multiple"]) == ([-1, 1], 8)
     assert (told["config"]["direction"], told["config"]["ngf"]) == ("BtoA", 4)
 
     x = torch.rand(3, 1, 96, 32) * 2 - 1

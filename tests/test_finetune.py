@@ -7,9 +7,10 @@ import torch
 from conftest import TINY
 from test_authors import save, unet
 
-from config import Config, resolve
+from config import Config
 from devices import choose_machine
 from finetune import start_from
+from recipes import resolve
 from train import TrainingState, new_state, train
 from utils import load_generator
 

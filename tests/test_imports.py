@@ -24,6 +24,7 @@ LAYERS = [
     {"pictures.decode", "towns.plan", "config", "discriminator"},
     {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw", "workers"},
     {"pictures.cache"},
+    {"recipes"},
     {"dataset", "authors"},
     {"sources", "utils"},
     {"scores", "finetune"},

@@ -9,12 +9,13 @@ from conftest import TINY
 from runs import results
 
 import losses
-from config import Config, resolve
+from config import Config
 from devices import choose_machine
 from generator import Generator
-from losses import class_loss, feature_loss, perceptual_loss
+from losses import class_loss, feature_loss, follow, perceptual_loss
 from pictures.palettes import TOWNS
-from train import new_state, train, update_average
+from recipes import resolve
+from train import new_state, train
 
 COLOURS = list(TOWNS.values())
 
@@ -73,7 +74,7 @@ def test_the_average_follows_and_forgets_its_beginning():
         with torch.no_grad():
             for parameter in state.generator.parameters():
                 parameter.add_(step)
-        update_average(state, 0.999, step)
+        follow(state.average, state.generator, 0.999, step)
         decay = (1 + step) / (10 + step)
         now = dict(state.generator.named_parameters())
         expected = {n: decay * mean + (1 - decay) * now[n] for n, mean in expected.items()}

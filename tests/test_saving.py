@@ -18,8 +18,9 @@ from conftest import ROOT, TINY, flags, script
 from runs import assert_same, results
 
 import saving
-from config import Config, resolve
+from config import Config
 from devices import choose_machine
+from recipes import resolve
 from report import Report
 from saving import DivergedError
 from scripts import Interrupted, StopRequest

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import sources
-from config import Config, resolve
+from config import Config
 from pictures import cache
 from pictures.layouts import Pair
 from pictures.pairs import content_of
+from recipes import resolve
 from sources import changes, find_dataset, open_data, open_pairs, recipe_of, split_of
 
 

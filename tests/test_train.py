@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train as training
-from config import Config, resolve
+from config import Config
 from dataset import normalise
 from devices import choose_machine
+from recipes import resolve
 from saving import Checkpoints
 from sources import open_data
 from train import (

@@ -11,9 +11,10 @@ from conftest import TINY, script
 from PIL import ExifTags, Image
 from torch import nn
 
-from config import Config, resolve
+from config import Config
 from generator import Generator
 from pictures.jobs import Job, find_jobs
+from recipes import resolve
 from saving import save_file
 from translate import main, translate, translate_files
 from utils import build_generator, load_generator

@@ -21,7 +21,7 @@ LAYERS = [
         "generator",
         "losses",
     },
-    {"pictures.decode", "towns.plan", "config", "discriminator"},
+    {"pictures.decode", "pictures.sheet", "towns.plan", "config", "discriminator"},
     {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw", "workers"},
     {"pictures.cache"},
     {"recipes"},

@@ -1,143 +1,254 @@
 """Measure how fast this machine trains, reads pictures and translates: ``python benchmark.py``.
 
-Three ways to train the same networks on the same pictures:
+Three ways to train the paper's networks on the same pictures:
 
     plain    as the popular repositories do: float32 with TF32 off, unfused Adam, memory given
-             back after each use, four losses read in every step
-    amp      what train.py does with --precision bf16 (fp16 on CUDA cards without bf16)
+             back after each use, the losses read in every step
     default  what train.py does
+    amp      what train.py does with --precision bf16 (fp16 on CUDA cards without bf16)
 
-Times are medians of as many as ``measured`` says, ms_low and ms_high their quartiles;
-``share_of_ceiling`` is the speed of a step's arithmetic over that of a large matrix product in the
-same precision.
+Times are medians, ``ms_low`` and ``ms_high`` their quartiles; ``ceiling`` is the speed of a large
+matrix product in the same precision, in GFLOP/s.
 """
 
 import json
 import os
 import platform
 import re
-import statistics
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
 from dataset import PairedImages, normalise, training_loader
-from devices import PRECISIONS, pick_device, pick_dtype
+from devices import PRECISIONS, Machine, choose_machine, pick_device, pick_dtype
 from disk import make_folder, whole_file
+from progress import progress
 from recipes import resolve
-from scripts import run_script
+from scripts import is_out_of_memory, run_script
 from sources import open_pairs, split_of
 from towns.draw import draw_pair
-from trials import PlainStep, Product, Step, Translation, take_turns, timed
+from train import new_state, train_step
+from utils import build_generator
 
-Mode = Literal["plain", "amp", "default"]
+Mode = Literal["plain", "default", "amp"]
 Row = dict[str, Any]
+Act = Callable[[], object]  # what is timed: calling it does it once
+Prepare = Callable[[Config], Act]
 NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
-N_FILES, FILE_SIDE = 100, 286  # files to read, and the side of their halves in pixels
+ROUNDS = 5  # turns that each trial gets
+AHEAD = 20  # how often it is done before an accelerator is waited for, as in a run
+NUMBERS = ("ms", "ms_low", "ms_high", "pictures_per_second", "gflop_per_second", "peak_mb")
 
 
-# --- Training ---
-def usual_modes(device: torch.device) -> tuple[Mode, ...]:
-    """Return the modes that are worth their time on ``device``."""
-    if pick_dtype("auto", device) != torch.float32:
-        return get_args(Mode)
-    print(f"amp is left out: train.py chooses fp32 on this {device.type} (else: --modes amp)")
-    return ("plain", "default")
+# --- Trials: each prepares something to be timed ---
+def default_step(config: Config) -> Act:
+    """Prepare a training step on random pictures, as train.py takes it."""
+    machine = choose_machine(config.device, config.precision)
+    state = new_state(config, machine)
+    return partial(train_step, state, *random_pair(config, machine), config, machine)
 
 
-def measure_steps(
-    config: Config, modes: Sequence[Mode], batch_sizes: Sequence[int], seconds: float
-) -> tuple[list[Row], dict[str, float]]:
-    """Return a row for each batch size and mode, and the GFLOP/s of the ceiling by precision."""
-    auto = NAMES[pick_dtype("auto", pick_device(config.device))]
-    all_modes = {"plain": "fp32", "amp": "bf16" if auto == "fp32" else auto, "default": auto}
-    precisions = {mode: all_modes[mode] for mode in modes}
-    products = {
-        f"{name} product": (Product, replace(config, precision=name))
-        for name in precisions.values()
-    }
-    rows: list[Row] = []
-    ceilings = dict.fromkeys(precisions.values(), 0.0)
-    for batch_size in batch_sizes:
-        steps = {
-            mode: (
-                PlainStep if mode == "plain" else Step,
-                replace(config, batch_size=batch_size, precision=precision),
-            )
-            for mode, precision in precisions.items()
-        }
-        timings = take_turns(steps | products, seconds, f"batch size {batch_size}")
-        for mode, precision in precisions.items():
-            row: Row = {"mode": mode, "precision": precision, "batch_size": batch_size}
-            rows.append(row | timings[mode].numbers(batch_size))
-        for name in ceilings:
-            product = timings[f"{name} product"]
-            ceilings[name] = max([ceilings[name], *(product.flops / ms / 1e6 for ms in product.ms)])
-    for row in rows:
-        ceiling = ceilings[row["precision"]]
-        known = ceiling and not row["error"]
-        row["share_of_ceiling"] = row["gflop"] / row["ms"] * 1000 / ceiling if known else None
-    return rows, ceilings
+def plain_step(config: Config) -> Act:
+    """Prepare the same step as the popular repositories take it."""
+    torch.backends.cudnn.allow_tf32 = False
+    # Made by hand, it lets the system have freed memory back.
+    machine = Machine(pick_device(config.device), torch.float32)
+    state = new_state(config, machine)
+    for adam in (state.optimizer_g, state.optimizer_d):
+        # Parameter by parameter, operation by operation.
+        adam.param_groups[0] |= {"fused": False, "foreach": False}
+    return partial(step_and_read, state, *random_pair(config, machine), config, machine)
 
 
-# --- The data ---
-def measure_pipeline(config: Config, seconds: float) -> tuple[list[Row], dict[str, float]]:
-    """Time how pairs come out of JPEG files, out of the cache, and onto the device.
+def step_and_read(*arguments: Any) -> None:
+    """Take a training step, and wait for each of its losses."""
+    for loss in train_step(*arguments).values():
+        loss.item()
+
+
+def random_pair(config: Config, machine: Machine) -> tuple[Tensor, Tensor]:
+    """Return random inputs and targets of a batch, on the device."""
+    size = (config.batch_size, config.input_nc + config.output_nc, *[config.crop_size] * 2)
+    batch = torch.randint(256, size, dtype=torch.uint8)
+    return normalise(batch.to(machine.device), config.input_nc)
+
+
+def translation(config: Config) -> Act:
+    """Prepare the generator at test time, on ``config.batch_size`` random pictures."""
+    machine = choose_machine(config.device, config.precision)
+    generator = build_generator(config).to(machine.device).eval()
+    x, _ = random_pair(config, machine)
+
+    def act() -> None:
+        with torch.inference_mode(), machine.autocast:
+            generator(x)
+
+    return act
+
+
+def product(config: Config) -> Act:
+    """Prepare a matrix product, large enough to keep all of the device busy."""
+    machine = choose_machine(config.device, config.precision)
+    side = 2048 if machine.device.type == "cpu" else 8192
+    if machine.dtype != torch.float32 and pick_dtype("auto", machine.device) == torch.float32:
+        side //= 4  # emulated it would take minutes, and is as slow in small
+    a, b = torch.rand(2, side, side, device=machine.device).to(machine.dtype)
+    return partial(torch.mm, a, b)
+
+
+# --- Processes that take turns ---
+def take_turns(trials: Mapping[str, tuple[Prepare, Config]], seconds: float) -> dict[str, Row]:
+    """Time trials in turns, each in a process of its own.
+
+    So a machine that slows down slows all alike, and memory and settings of one do not touch
+    another.
+
+    Args:
+        trials: By name what prepares each of them, and its settings.
+        seconds: How long to time each of them; it is done ROUNDS times at least.
 
     Returns:
-        Pictures a second, one at a time, by source and workers of the loader; and the speed of
-        building the cache, and the seconds from opening it to the first batch.
+        Rows as from ``attempt``, by name; a trial that fails does not stop the others.
     """
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        draw_files(Path(folder, "pairs"))
-        config = replace(config, dataset=f"{folder}/pairs", cache_dir=f"{folder}/cache")
-        found = split_of(config).train
-        files = open_pairs(replace(config, cache_limit_gb=0), found, augment=True)
+    rows: dict[str, Row] = {name: {"error": None} for name in trials}
+    new_process = partial(
+        ProcessPoolExecutor,
+        max_workers=1,
+        mp_context=get_context("spawn"),  # a fork would begin with the memory of this process
+        initializer=signal.signal,  # what Ctrl-C means is for this process to decide
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(new_process()) for name in trials}
+        for started in [process.submit(int) for process in processes.values()]:
+            started.result()  # all before any is timed
+        for name in progress([*trials] * ROUNDS, desc="timing", unit="turn", leave=False):
+            if not rows[name]["error"]:
+                turn = processes[name].submit(take_turn, *trials[name], seconds / ROUNDS)
+                rows[name] = attempt(turn.result)
+    return rows
+
+
+def attempt(turn: Callable[[], Row]) -> Row:
+    """Return the NUMBERS that a turn gives, or None for each and the reason as ``error``."""
+    try:
+        return turn() | {"error": None}
+    except BrokenProcessPool:
+        reason = "its process was killed, most often for want of memory"
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = "out of memory"
+    return dict.fromkeys(NUMBERS) | {"error": reason}
+
+
+def take_turn(prepare: Prepare, config: Config, seconds: float) -> Row:
+    """Time a trial for so many seconds, at least once; return the NUMBERS of all turns so far."""
+    act, flops, ms = prepared(prepare, config, seconds)
+    device = pick_device(config.device)
+    group = 1 if device.type == "cpu" else AHEAD
+    times: list[float] = []
+    while sum(times) < seconds or not times:
         began = time.perf_counter()
-        cache = open_pairs(config, found, augment=True)
-        build = len(found) / (time.perf_counter() - began)
-        for source, pairs in (("files", files), ("cache", cache)):
+        for _ in range(group):
+            act()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        times.append(time.perf_counter() - began)
+    ms += [duration * 1000 / group for duration in times]
+    low, median, high = np.percentile(ms, (25, 50, 75)).tolist()
+    speeds = config.batch_size / median * 1000, flops / median / 1e6
+    return dict(zip(NUMBERS, (median, low, high, *speeds, peak_mb(device)), strict=True))
+
+
+@cache
+def prepared(prepare: Prepare, config: Config, seconds: float) -> tuple[Act, int, list[float]]:
+    """Prepare a trial in the first turn of its process, and warm it up.
+
+    Returns:
+        The trial, the floating-point operations of doing it once, and a list for its times.
+    """
+    act = prepare(config)
+    end = time.perf_counter() + seconds
+    with FlopCounterMode(display=False) as counter:
+        act()
+    while time.perf_counter() < end:  # what is fast has more to warm up than once
+        act()
+    return act, counter.get_total_flops(), []
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """Return the most memory (1e6 bytes) that torch on CUDA, or on a CPU the process, has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if device.type != "cpu" or sys.platform != "linux":
+        return None
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+# --- What is measured ---
+def measure_steps(
+    config: Config, modes: Sequence[Mode], batch_size: int, seconds: float
+) -> list[Row]:
+    """Return a row for each way to train, held against the product in the same precision."""
+    auto = NAMES[pick_dtype("auto", pick_device(config.device))]
+    precisions = {"plain": "fp32", "default": auto, "amp": "bf16" if auto == "fp32" else auto}
+    trials = {}
+    for mode in modes:
+        settings = replace(config, precision=precisions[mode], batch_size=batch_size)
+        trials[mode] = (plain_step if mode == "plain" else default_step, settings)
+        trials[settings.precision] = (product, settings)
+    found = take_turns(trials, seconds)
+    rows = []
+    for mode in modes:
+        speed, ceiling = (found[name]["gflop_per_second"] for name in (mode, precisions[mode]))
+        share = speed / ceiling if speed and ceiling else None
+        row = {"mode": mode, "precision": precisions[mode], "batch_size": batch_size, **found[mode]}
+        rows.append(row | {"ceiling": ceiling, "share_of_ceiling": share})
+    return rows
+
+
+def measure_loading(config: Config, seconds: float) -> list[Row]:
+    """Return the pictures a second that come out of JPEG files, and out of the cache."""
+    rows = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        drawn = [np.concatenate(draw_pair(0, "train", n, 286), axis=1) for n in range(10)]
+        Path(folder, "pairs").mkdir()
+        for number, pair in enumerate(drawn * 10):
+            Image.fromarray(pair).save(f"{folder}/pairs/{number:03d}.jpg", quality=90)
+        config = replace(config, dataset=f"{folder}/pairs", cache_dir=f"{folder}/cache")
+        for source, limit_gb in (("files", 0.0), ("cache", 1.0)):
+            config = replace(config, cache_limit_gb=limit_gb)
+            pairs = open_pairs(config, split_of(config).train, augment=True)
             for workers in (0, 1, 2):
                 speed = loader_speed(pairs, replace(config, num_workers=workers), seconds)
-                row = {"source": source, "workers": workers, "pictures_per_second": speed}
-                rows.append(row | {"per_worker": speed / max(1, workers)})
-        began = time.perf_counter()
-        batch = next(batches_of(open_pairs(config, found, augment=True), config))
-        start = time.perf_counter() - began
-    speed = transfer_speed(batch, config, seconds)
-    rows.append(rows[0] | {"source": "transfer", "pictures_per_second": speed, "per_worker": speed})
-    return rows, {"build_pictures_per_second": build, "warm_start_s": start}
-
-
-def draw_files(folder: Path) -> None:
-    """Draw ten pairs, and save them under N_FILES names."""
-    folder.mkdir()
-    pairs = [np.concatenate(draw_pair(0, "train", i, FILE_SIDE), axis=1) for i in range(10)]
-    for number in range(N_FILES):
-        Image.fromarray(pairs[number % 10]).save(folder / f"{number:03d}.jpg", quality=90)
-
-
-def batches_of(pairs: PairedImages, config: Config) -> Iterator[Tensor]:
-    """Return batches of one pair without end, as a run gets them."""
-    return iter(training_loader(pairs, replace(config, batch_size=1, n_epochs=sys.maxsize // 2)))
+                rows.append({"source": source, "workers": workers, "pictures_per_second": speed})
+    return rows
 
 
 def loader_speed(pairs: PairedImages, config: Config, seconds: float) -> float:
-    """Return the pictures a second that come out of the loader."""
-    batches = batches_of(pairs, config)
+    """Return the pictures a second that come out of the loader, one in a batch."""
+    batches = training_loader(pairs, replace(config, batch_size=1, n_epochs=sys.maxsize // 2))
     for _ in range(10):  # by then the workers have started
         next(batches)
     count, began = 0, time.perf_counter()
@@ -146,63 +257,41 @@ def loader_speed(pairs: PairedImages, config: Config, seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
-def transfer_speed(batch: Tensor, config: Config, seconds: float) -> float:
-    """Return the pictures a second that get from a ``batch`` in memory to the networks."""
-    device = pick_device(config.device)
-    batch = batch.pin_memory() if device.type == "cuda" else batch
-
-    def transfer() -> None:
-        normalise(batch.to(device, non_blocking=True), config.input_nc)
-
-    return len(batch) * 1000 / statistics.median(timed(transfer, device, seconds))
-
-
-# --- Translating ---
-def measure_inference(config: Config, seconds: float) -> list[Row]:
+def measure_translating(config: Config, seconds: float) -> list[Row]:
     """Return a row for batch size 1, whose ms are the latency, and one for 8."""
-    trials = {f"of {size}": (Translation, replace(config, batch_size=size)) for size in (1, 8)}
-    timings = take_turns(trials, seconds, "translating batches")
-    sizes = zip((1, 8), timings.values(), strict=True)
-    return [{"batch_size": size} | timing.numbers(size) for size, timing in sizes]
+    rows = []
+    for batch_size in (1, 8):
+        turn = partial(take_turn, translation, replace(config, batch_size=batch_size), seconds)
+        rows.append({"batch_size": batch_size, **attempt(turn)})
+    return rows
 
 
 # --- The report ---
 def hardware(device: torch.device) -> Row:
-    """Return the hardware and the versions that the numbers depend on."""
+    """Return what the numbers depend on."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
     return {
         "system": platform.platform(),
         "cpu": (models or [platform.processor()])[0],
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": f"{torch.get_num_threads()} on {os.cpu_count()} cores",
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "albumentations", "numpy")},
+        "torch": torch.__version__,
     }
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
     """Print rows that have the same keys as a table."""
-
-    def text(value: object) -> str:
-        if isinstance(value, float):
-            return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        return "-" if value is None else str(value)
-
-    lines = [list(row) for row in rows[:1]]
-    lines += [[text(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(f"\n{title}:")
-    for line in lines:
-        print("  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)))
+    for line in (dict(zip(rows[0], rows[0], strict=True)), *rows):
+        cells = (f"{v:,.2f}" if isinstance(v, float) else str(v) for v in line.values())
+        print(*(f"{cell:>{max(len(name), 8)}}" for name, cell in zip(line, cells, strict=True)))
 
 
 def benchmark(
     batch_sizes: tuple[int, ...] = (1, 4, 16),
-    modes: tuple[Mode, ...] = (),
+    modes: tuple[Mode, ...] = ("plain", "default"),
     crop_size: int = 256,
     device: str = "auto",
     seconds: float = 10.0,
@@ -211,41 +300,30 @@ def benchmark(
     """Measure how fast this machine trains, reads pictures and translates.
 
     Args:
-        batch_sizes: Pictures a step; empty: do not train.
-        modes: plain (as the popular repositories do), amp (half precision), default (as train.py
-            does); empty: all of them, but amp only where the hardware computes in it.
+        batch_sizes: Pictures a step.
+        modes: plain (as the popular repositories do), default (as train.py does), amp (in half
+            precision, where that is not the default).
         crop_size: Side of the pictures in pixels.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
         seconds: Time for each number; what is slow is done a few times all the same.
         report: File for all the numbers, as JSON.
-
-    Raises:
-        ValueError, OSError: A setting that cannot work, or a file that cannot be written.
     """
-    settings = {"recipe": "paper", "crop_size": crop_size, "device": device}
-    config, _ = resolve(Config(dataset="benchmark", **settings))
+    config = Config(recipe="paper", dataset="benchmark", crop_size=crop_size, device=device)
+    config, _ = resolve(config)
     for batch_size in batch_sizes:
         replace(config, batch_size=batch_size)  # says what is wrong with it before all the work
-    place = pick_device(device)
     if report:
         make_folder(report.absolute().parent)
         if report.is_dir():
             raise IsADirectoryError(f"{report} is a folder; name a file in it.")
-    content: Row = {"machine": hardware(place), "crop_size": crop_size}
+    content: Row = {"crop_size": crop_size, "machine": hardware(pick_device(device))}
     print(*(f"{name}: {value}" for name, value in content["machine"].items()), sep="\n")
-
-    steps, ceilings = measure_steps(config, modes or usual_modes(place), batch_sizes, seconds)
-    content |= {"steps": steps, "ceiling_gflops": ceilings}
-    for name, ceiling in ceilings.items():
-        print(f"ceiling in {name}: {ceiling:,.0f} GFLOP/s")
-    show(f"Training at {crop_size} px, ms a step (median, quartiles)", steps)
-
-    content["pipeline"], content["cache"] = measure_pipeline(config, seconds)
-    show("Reading pairs", content["pipeline"])
-    print(*(f"{name}: {value:.3g}" for name, value in content["cache"].items()), sep="\n")
-
-    content["inference"] = measure_inference(config, seconds)
-    show(f"Translating at {crop_size} px, ms a batch (median, quartiles)", content["inference"])
+    content["steps"] = [r for n in batch_sizes for r in measure_steps(config, modes, n, seconds)]
+    show(f"Training at {crop_size} px, ms a step (median, quartiles)", content["steps"])
+    content["loading"] = measure_loading(config, seconds)
+    show("Reading pairs", content["loading"])
+    content["translating"] = measure_translating(config, seconds)
+    show(f"Translating at {crop_size} px, ms a batch", content["translating"])
     if report:
         with whole_file(report) as draft:
             draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

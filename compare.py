@@ -11,56 +11,16 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from disk import make_folder, whole_file
+from pictures.sheet import contact_sheet
 from scripts import run_script
 
+PAGE = Path(__file__).with_name("pages") / "blind.html"
 RESAMPLES = 10_000
 Table = dict[str, np.ndarray]  # a score of each picture, by the name of the score
-
-PAGE = """<!doctype html><meta charset="utf-8"><title>Which is better?</title>
-<style>body{font:16px sans-serif;text-align:center} img{width:30vw;image-rendering:pixelated}
-td{padding:0 1em} button{font-size:1.2em;margin:.5em}</style>
-<h2 id="head"></h2>
-<p>Both were made from the left picture. Click the better one, or use the keys 1, 2 and 0.</p>
-<p><img id="input"> <img id="one"> <img id="two"></p>
-<p><button id="b1">1</button><button id="b0">no difference</button><button id="b2">2</button></p>
-<div id="result"></div>
-<script>
-const rounds = ROUNDS;  // [input, [output, run], [output, run]]
-const wins = {}; let turn = -1;
-const shuffled = list =>
-  list.map(v => [Math.random(), v]).sort((a, b) => a[0] - b[0]).map(([, v]) => v);
-const order = shuffled(rounds).map(([x, ...two]) => [x, ...shuffled(two)]);
-const by = id => document.getElementById(id);
-function show() {
-  if (++turn == order.length) return finish();
-  by("head").textContent = `${turn + 1} of ${order.length}`;
-  ["input", "one", "two"].forEach((id, k) =>
-    by(id).src = "data:image/png;base64," + (k ? order[turn][k][0] : order[turn][0]));
-}
-function choose(k) {
-  if (turn >= order.length) return;
-  const runs = [order[turn][1][1], order[turn][2][1]];
-  const key = runs.slice().sort().join(" or ");
-  const count = wins[key] ??= {"no difference": 0};
-  for (const run of runs) count[run] ??= 0;
-  count[k ? runs[k - 1] : "no difference"]++;
-  show();
-}
-function finish() {
-  by("head").textContent = "Done";
-  by("result").innerHTML = "<table align=center>" + Object.entries(wins).map(([key, count]) =>
-    `<tr><th>${key}</th>` + Object.entries(count).map(([run, n]) =>
-    `<td>${run}: ${n}</td>`).join("") + "</tr>").join("") + "</table>";
-}
-[0, 1, 2].forEach(k => by("b" + k).onclick = () => choose(k));
-by("one").onclick = () => choose(1); by("two").onclick = () => choose(2);
-onkeydown = event => { if ("012".includes(event.key)) choose(Number(event.key)); };
-show();
-</script>
-"""
+Strips = list[list[Image.Image]]  # of each picture the input, the output and the target
 
 
 def read_scores(path: Path) -> tuple[list[str], Table]:
@@ -98,12 +58,12 @@ def differences(first: Table, other: Table, seed: int = 0) -> dict[str, tuple[fl
         return weights @ table[score] / below
 
     found = {}
-    for score in first.keys() & other.keys():
-        if not score.startswith("target_"):
+    for score in first:
+        if score in other and not score.startswith("target_"):
             one, two = means(first, score), means(other, score)
             low, high = np.percentile((two - one)[1:], (2.5, 97.5))
             found[score] = (one[0], two[0], low, high)
-    return {score: found[score] for score in first if score in found}
+    return found
 
 
 def print_differences(first: Table, other: Table) -> None:
@@ -112,9 +72,6 @@ def print_differences(first: Table, other: Table) -> None:
         sure = "*" if low > 0 or high < 0 else " "
         change = f"{two - one:+.4g}  [{low:+.4g}, {high:+.4g}]"
         print(f"  {score:32} {one:10.4g} -> {two:10.4g}  {sure} {change}")
-
-
-Strips = list[Image.Image]  # input, output and target of each picture side by side
 
 
 def read_strips(folders: Mapping[str, Path]) -> dict[str, Strips]:
@@ -129,51 +86,36 @@ def read_strips(folders: Mapping[str, Path]) -> dict[str, Strips]:
             f"{' and '.join(map(str, folders.values()))} hold no pictures of the same inputs; run "
             "evaluate.py with the same --pictures, such as 24, for each run."
         )
-    return {
-        run: [Image.open(at / name).convert("RGB") for name in sorted(names)]
-        for run, at in folders.items()
-    }
+    return {run: [_thirds(at / name) for name in sorted(names)] for run, at in folders.items()}
 
 
-def third_of(strip: Image.Image, number: int) -> Image.Image:
-    """Return a third of a strip: 0 the input, 1 the output, 2 the target."""
-    width = strip.width // 3
-    return strip.crop((number * width, 0, (number + 1) * width, strip.height))
+def _thirds(path: Path) -> list[Image.Image]:
+    strip = np.asarray(Image.open(path).convert("RGB"))
+    return [Image.fromarray(third) for third in np.split(strip, 3, axis=1)]
 
 
-def contact_sheet(strips: Mapping[str, Strips]) -> Image.Image:
+def sheet_of(strips: Mapping[str, Strips]) -> Image.Image:
     """Draw a row a picture: the input, the output of each run, and the target."""
-    gap, head = 6, 24
-    firsts = next(iter(strips.values()))
-    width, height = firsts[0].width // 3, firsts[0].height
-    columns = [("input", firsts, 0), *((run, s, 1) for run, s in strips.items())]
-    columns += [("target", firsts, 2)]
-    size = (len(columns) * (width + gap) + gap, head + len(firsts) * (height + gap))
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (title, pictures, third) in enumerate(columns):
-        left = gap + column * (width + gap)
-        draw.text((left, 4), title, "black", ImageFont.load_default(13))
-        for row, strip in enumerate(pictures):
-            picture = third_of(strip, third).resize((width, height))
-            sheet.paste(picture, (left, head + row * (height + gap)))
-    return sheet
+    inputs, _, targets = zip(*next(iter(strips.values())), strict=True)
+    outputs = [(run, [output for _, output, _ in pictures]) for run, pictures in strips.items()]
+    return contact_sheet([("input", inputs), *outputs, ("target", targets)])
 
 
 def blind_page(strips: Mapping[str, Strips]) -> str:
     """Return a page that shows outputs of two runs without their names and counts the choices."""
 
-    def data(strip: Image.Image, third: int) -> str:
+    def address(picture: Image.Image) -> str:
         file = io.BytesIO()
-        third_of(strip, third).save(file, format="PNG")
-        return base64.b64encode(file.getvalue()).decode()
+        picture.save(file, format="PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
-    pairs = list(itertools.combinations(strips, 2))
+    pairs = itertools.cycle(itertools.combinations(strips, 2))
     rounds = []
-    for number, strip in enumerate(next(iter(strips.values()))):
-        two = [[data(strips[run][number], 1), run] for run in pairs[number % len(pairs)]]
-        rounds.append([data(strip, 0), *two])
-    return PAGE.replace("ROUNDS", json.dumps(rounds).replace("<", "\\u003c"))
+    for number, (x, _, _) in enumerate(next(iter(strips.values()))):
+        two = [[address(strips[run][number][1]), run] for run in next(pairs)]
+        rounds.append([address(x), *two])
+    data = json.dumps(rounds).replace("<", "\\u003c")  # a name must not end the script
+    return PAGE.read_text(encoding="utf-8").replace("ROUNDS;", f"{data};")
 
 
 def compare(
@@ -209,7 +151,7 @@ def compare(
     strips = read_strips({run: at / f"pictures_{scores}" for run, at in folders.items()})
     output = make_folder(Path("evaluation", "_vs_".join(folders)))
     with whole_file(output / "contact_sheet.png") as draft:
-        contact_sheet(strips).save(draft, format="PNG")
+        sheet_of(strips).save(draft, format="PNG")
     with whole_file(output / "blind.html") as draft:
         draft.write_text(blind_page(strips), encoding="utf-8")
     print(f"The same pictures side by side, and a page to choose blindly: {output}")

@@ -19,10 +19,11 @@ from dataset import PairedImages, denormalise, validation_loader
 from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
 from features import FeatureDistances, Lpips, fetched, find_network
+from generator import Generator
 from pictures.decode import image_of
 from progress import progress
 from recipes import palette_of
-from scores import Classes, FixedMarks, Measure, Scores, class_scores, score_all
+from scores import Classes, FixedMarks, Measure, Scores, score_all
 from scripts import run_script
 from sources import open_pairs, split_of
 from utils import load_generator, testing
@@ -88,38 +89,18 @@ class Reader(Measure):
         return {"reader_on_outputs": on_outputs, "reader_on_targets": on_targets}
 
 
-class Majority(Classes):
-    """Scores the classes, and beside them the answer that names the commonest one everywhere."""
-
-    def total(self) -> dict[str, Any]:
-        """Score the pixels of all pictures."""
-        true = self.counts.sum(dim=1)
-        commonest = int(true.argmax())
-        answer = torch.zeros_like(self.counts)
-        answer[:, commonest] = true
-        scores = class_scores(answer, self.palette)
-        majority = {"class": list(self.palette)[commonest], **scores}
-        return super().total() | {"majority": majority}
-
-
 class Strips(Measure):
-    """Saves some pictures as strips of input, output and target, for people and compare.py.
+    """Saves some of the pictures, by their numbers, as strips of input, output and target."""
 
-    Args:
-        folder: Where to.
-        indices: Which pictures, by their place in the order.
-    """
-
-    def __init__(self, folder: Path, indices: Collection[int]) -> None:
-        self.folder, self.indices, self.count = folder, indices, 0
+    def __init__(self, folder: Path, numbers: Collection[int]) -> None:
+        self.folder, self.numbers, self.count = folder, numbers, 0
 
     def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
         """Save one strip, if it is among those."""
-        if self.count in self.indices:
+        if self.count in self.numbers:
             strip = torch.cat([part[0].expand(3, -1, -1) for part in (x, fake, y)], dim=2)
-            pixels = denormalise(strip, np.dtype(np.uint8))
             with whole_file(self.folder / f"{self.count + 1:05d}.png") as draft:
-                image_of(pixels).save(draft, format="PNG")
+                image_of(denormalise(strip, np.dtype(np.uint8))).save(draft, format="PNG")
         self.count += 1
         return {}
 
@@ -131,68 +112,51 @@ def score_checkpoint(
     direction: Literal["AtoB", "BtoA"] | None = None,
     reader: Path | None = None,
     pictures: int = 24,
-    on_bad_picture: Literal["stop", "skip"] | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Score a trained generator on a data set, picture by picture.
 
+    Writes ``evaluation/NAME/scores_val.json``, a row a picture in ``scores_val.csv``, and some
+    as ``pictures_val``; other checkpoints and data sets are named in those names.
+
     Args:
         checkpoint: generator.pt or latest.pt of a run.
         dataset: Folder of pairs, or a name in PRESETS; empty: the one it was trained on.
-        split: The validation or the training pairs, neither of them augmented; of another data
-            set without a split of its own, all.
+        split: val or train; of another data set without a split of its own, all are taken.
         direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
         pictures: Pictures to save, spread evenly over the set, for a look and for compare.py.
-        on_bad_picture: stop or skip, where it is to be other than in the training.
-        precision: auto, fp32, bf16 or fp16, likewise.
+        precision: auto, fp32, bf16 or fp16, where it is to be other than in the training.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
-
-    Returns:
-        What it writes to ``evaluation/NAME/scores_val.json``; the scores of each picture stand
-        in ``scores_val.csv``, pictures in ``pictures_val``. Other checkpoints and data sets are
-        named in those names.
-
-    Raises:
-        ValueError, OSError: A checkpoint, folder or picture that cannot be used.
     """
     generator = load_generator(checkpoint, device)
-    typed = {"direction": direction, "on_bad_picture": on_bad_picture}
-    config = replace(generator.config, **{name: value for name, value in typed.items() if value})
-    config, is_other = _on(dataset, config)
+    config = replace(generator.config, direction=direction or generator.config.direction)
+    config, other = _on(dataset, config)
     folder = make_folder(Path("evaluation", config.name))
     machine = choose_machine(device, precision or config.precision)
     measures = _measures(config, reader, machine)
-    pairs, part = _open_part(config, split, is_other=is_other)
-    which = "" if checkpoint.stem in LAST else f"{checkpoint.stem}_"
-    other = f"{Path(dataset).absolute().name}_" if is_other else ""
-    strips = folder / f"pictures_{which}{other}{part}"
-    indices = {number * len(pairs) // pictures for number in range(pictures)}
-    batches = progress(validation_loader(pairs), desc="scoring", unit="picture")
-    with whole_folder(strips) as draft, testing(generator, config.seed):
-        measures.append(Strips(draft, indices))
-        rows, scores = score_all(
-            generator, batches, measures, input_nc=config.input_nc, machine=machine
-        )
-        shutil.rmtree(strips, ignore_errors=True)  # those of the last time
-    of = {"checkpoint": str(checkpoint), "dataset": config.dataset, "split": part}
-    summary = of | {"pictures": len(rows)} | scores
-    names = [pair.name for pair in pairs.pairs]
-    _write(folder / f"scores_{which}{other}{part}", names, rows, summary)
+    pairs, part = _open_part(config, split, is_other=bool(other))
+    names = ("" if checkpoint.stem in LAST else checkpoint.stem, other, part)
+    label = "_".join(filter(None, names))
+    saved = folder / f"pictures_{label}"
+    rows, scores = _score(generator, pairs, measures, machine, saved, pictures)
+    summary = {"checkpoint": str(checkpoint), "dataset": config.dataset, "split": part}
+    summary |= {"pictures": len(rows)} | scores
+    _write(folder / f"scores_{label}", [pair.name for pair in pairs.pairs], rows, summary)
     return summary
 
 
-def _on(dataset: str, config: Config) -> tuple[Config, bool]:
-    """Return the settings to use on a data set, and whether it is another than in the training."""
-    places = [
+def _on(dataset: str, config: Config) -> tuple[Config, str]:
+    """Return the settings to use on a data set, and its name if it is not that of the training."""
+    typed, trained = (
         {Path(folder, name).resolve() for folder in ("", "data")}
         for name in (dataset, config.dataset)
-    ]
-    if not dataset or places[0] & places[1]:
-        return config, False
+    )
+    if not dataset or typed & trained:
+        return config, ""
     folders = dict.fromkeys(("train_dir", "val_dir", "input_dir", "target_dir"), "")
-    return replace(config, dataset=dataset, **folders), True
+    return replace(config, dataset=dataset, **folders), Path(dataset).absolute().name
 
 
 def _measures(config: Config, reader: Path | None, machine: Machine) -> list[Measure]:
@@ -207,7 +171,7 @@ def _measures(config: Config, reader: Path | None, machine: Machine) -> list[Mea
     else:
         print("Without feature distances: pip install -r requirements-eval.txt to have them too.")
     if palette := palette_of(config):
-        measures.append(Majority(palette))
+        measures.append(Classes(palette))
     if reader:
         measures.append(Reader(reader, config, machine))
     return measures
@@ -223,6 +187,25 @@ def _open_part(config: Config, split: str, *, is_other: bool) -> tuple[PairedIma
     pairs = open_pairs(config, chosen, augment=False)
     print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
     return pairs, split
+
+
+def _score(
+    generator: Generator,
+    pairs: PairedImages,
+    measures: list[Measure],
+    machine: Machine,
+    saved: Path,
+    n_saved: int,
+) -> tuple[list[Scores], dict[str, Any]]:
+    """Return the scores of each picture and of all, and save some as strips in a new folder."""
+    config = generator.config
+    batches = progress(validation_loader(pairs), desc="scoring", unit="picture")
+    with whole_folder(saved) as draft, testing(generator, config.seed):
+        strips = Strips(draft, {number * len(pairs) // n_saved for number in range(n_saved)})
+        measures = [*measures, strips]
+        scored = score_all(generator, batches, measures, input_nc=config.input_nc, machine=machine)
+        shutil.rmtree(saved, ignore_errors=True)  # those of the last time
+    return scored
 
 
 def _write(stem: Path, names: list[str], rows: list[Scores], summary: dict[str, Any]) -> None:

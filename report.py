@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
@@ -21,6 +21,7 @@ from dataset import denormalise, normalise, validation_loader
 from devices import Machine
 from disk import whole_file
 from pictures.decode import image_of
+from pictures.sheet import contact_sheet
 from progress import progress
 from saving import finite
 from scores import evaluate
@@ -212,17 +213,6 @@ def to_image(picture: Tensor) -> Image.Image:
 
 def sample_grid(samples: list[Sample], title: str) -> Image.Image:
     """Draw samples as rows of input, output and target; the output's heading holds ``title``."""
-    gap, head = 6, 26
-    height, width = samples[0][0].shape[1:]
-    labels = ("input", f"output, {title}", "target")
-    size = (len(labels) * (width + gap) + gap, head + len(samples) * (height + gap))
-    grid = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(grid)
-    font = ImageFont.load_default(13)
-    for column, label in enumerate(labels):
-        draw.text((gap + column * (width + gap), 5), label, "black", font)
-    for row, pictures in enumerate(samples):
-        for column, picture in enumerate(pictures):
-            corner = (gap + column * (width + gap), head + row * (height + gap))
-            grid.paste(to_image(picture).convert("RGB"), corner)
-    return grid
+    titles = ("input", f"output, {title}", "target")
+    columns = ([to_image(picture) for picture in column] for column in zip(*samples, strict=True))
+    return contact_sheet(list(zip(titles, columns, strict=True)))

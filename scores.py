@@ -52,11 +52,7 @@ def gradient_energy(picture: Tensor) -> Tensor:
 def grid_energy(picture: Tensor, period: int) -> Tensor:
     """Return the mean spectral energy of what repeats every ``period`` pixels, both ways or one.
 
-    A network that paints in steps of a power of two leaves such a grid.
-
-    Args:
-        picture: (N, C, H, W).
-        period: In pixels; 2 is the shortest there is.
+    A network that paints in steps of a power of two leaves such a grid. Pictures: (N, C, H, W).
     """
     height, width = picture.shape[-2:]
     # The window keeps the picture's borders, which are no grid, out of the spectrum.
@@ -72,15 +68,9 @@ def grid_energy(picture: Tensor, period: int) -> Tensor:
 
 
 def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:
-    """Count the pixels of each true class (rows) that were found to be each class (columns).
+    """Return how many pixels of each true class (rows) were found to be each class (columns).
 
-    Args:
-        fake: Output, (1, 3, H, W) in [-1, 1].
-        y: Target, likewise.
-        palette: Colours of the classes.
-
-    Returns:
-        The confusion matrix, (classes, classes).
+    Output and target are (1, 3, H, W) in [-1, 1]; a pixel is of the class of nearest colour.
     """
     colours = torch.tensor(list(palette.values()), device=y.device) / 127.5 - 1
     found, true = nearest_class(fake, colours), nearest_class(y, colours)
@@ -126,14 +116,7 @@ class Measure:
 
 
 class Classes(Measure):
-    """The ``class_scores`` of label pictures.
-
-    Args:
-        palette: Colours of the classes.
-
-    Attributes:
-        counts: What ``count_classes`` has counted up to now.
-    """
+    """The ``class_scores`` of label pictures in the colours of a palette."""
 
     def __init__(self, palette: Palette) -> None:
         self.palette = palette
@@ -145,9 +128,14 @@ class Classes(Measure):
         self.counts += counts
         return class_scores(counts, self.palette)
 
-    def total(self) -> Scores:
-        """Score the pixels of all pictures."""
-        return class_scores(self.counts, self.palette)
+    def total(self) -> dict[str, Any]:
+        """Score the pixels of all pictures, and the answer that is always the commonest class."""
+        true = self.counts.sum(dim=1)
+        answer = torch.zeros_like(self.counts)
+        answer[:, true.argmax()] = true
+        commonest = {"class": list(self.palette)[true.argmax()]}
+        majority = commonest | class_scores(answer, self.palette)
+        return class_scores(self.counts, self.palette) | {"majority": majority}
 
 
 class FixedMarks(Measure):
@@ -198,7 +186,7 @@ def score_all(
         machine: Where the generator is, and its precision.
 
     Returns:
-        The scores of each picture, and those of all.
+        The scores of each picture, and of all: the means, and what the measures say.
     """
     rows: list[Scores] = []
     for batch in batches:
@@ -232,10 +220,7 @@ def evaluate(
     input_nc: int,
     machine: Machine,
     palette: Palette | None = None,
-) -> Scores:
-    """Return the scores that a training shows; see ``score_all``.
-
-    With a ``palette``, the colours of the classes in label targets, those of the classes too.
-    """
+) -> dict[str, Any]:
+    """Return the scores of all that a training shows, of classes too where it knows a palette."""
     measures = [Classes(palette)] if palette else []
     return score_all(generator, batches, measures, input_nc=input_nc, machine=machine)[1]

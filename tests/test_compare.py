@@ -59,9 +59,9 @@ def test_two_runs(capsys: pytest.CaptureFixture[str]):
     assert lines[2].split()[:6] == ["sharpness", "1", "->", "0.5", "*", "-0.5"]
 
     sheet = Image.open("evaluation/a_vs_b/contact_sheet.png")
-    assert sheet.size == (4 * 14 + 6, 24 + 3 * 14)
+    assert sheet.size == (4 * 14 + 6, 26 + 3 * 14)
     for row in range(3):
-        seen = [sheet.getpixel((10 + 14 * column, 28 + 14 * row)) for column in range(4)]
+        seen = [sheet.getpixel((10 + 14 * column, 30 + 14 * row)) for column in range(4)]
         assert seen == [COLOURS[name] for name in ("input", "a", "b", "target")]
 
     page = Path("evaluation/a_vs_b/blind.html").read_text()
@@ -71,7 +71,7 @@ def test_two_runs(capsys: pytest.CaptureFixture[str]):
     for x, *outputs in rounds:
         assert [run for _, run in outputs] == ["a", "b"]
         for data, name in ((x, "input"), *outputs):
-            picture = Image.open(io.BytesIO(base64.b64decode(data)))
+            picture = Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2])))
             assert (picture.size, picture.getpixel((4, 4))) == ((8, 8), COLOURS[name])
 
 

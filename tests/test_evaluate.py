@@ -16,9 +16,8 @@ from PIL import Image
 from torchvision.models import alexnet
 
 from config import Config
-from evaluate import Majority, main, score_checkpoint
+from evaluate import main, score_checkpoint
 from features import Lpips
-from pictures.palettes import TOWNS
 from scripts import run_script
 from train import train
 
@@ -27,16 +26,6 @@ from train import train
 def without_feature_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a second a test; the script, in a process of its own, has it."""
     monkeypatch.setattr("evaluate.find_network", lambda device: None)
-
-
-def test_the_majority_class():
-    majority = Majority(TOWNS)
-    majority.counts[0, 0] = 2
-    majority.counts[2, 1] = 6
-    scores = majority.total()["majority"]
-    assert scores["class"] == list(TOWNS)[2]
-    assert scores["accuracy"] == pytest.approx(0.75)
-    assert scores["miou"] == pytest.approx((0.75 + 0) / 2)
 
 
 def test_lpips_only_where_its_weights_lie(

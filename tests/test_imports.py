@@ -21,7 +21,7 @@ LAYERS = [
         "generator",
         "losses",
     },
-    {"pictures.decode", "towns.plan", "config", "discriminator"},
+    {"pictures.decode", "pictures.sheet", "towns.plan", "config", "discriminator"},
     {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw", "workers"},
     {"pictures.cache"},
     {"recipes"},
@@ -32,7 +32,6 @@ LAYERS = [
     {"saving", "evaluate", "translate", "export", "compare"},
     {"report"},
     {"train"},
-    {"trials"},
     {"benchmark"},
 ]
 

@@ -10,6 +10,7 @@ from generator import nearest_class
 from pictures.palettes import MAPS, TOWNS
 from scores import (
     GRID_PERIODS,
+    Classes,
     FixedMarks,
     class_scores,
     count_classes,
@@ -115,6 +116,16 @@ def test_classes_are_scored_over_the_pixels_of_all_pictures():
     assert scores["accuracy"] == pytest.approx(3 / 4)
     # Over the pictures it would be (1 + (1/2 + 0) / 2) / 2.
     assert scores["miou"] == pytest.approx((3 / 4 + 0) / 2)
+
+
+def test_the_majority_class():
+    majority = Classes(TOWNS)
+    majority.counts[0, 0] = 2
+    majority.counts[2, 1] = 6
+    scores = majority.total()["majority"]
+    assert scores["class"] == list(TOWNS)[2]
+    assert scores["accuracy"] == pytest.approx(0.75)
+    assert scores["miou"] == pytest.approx((0.75 + 0) / 2)
 
 
 def test_land_and_built_up_are_one_class_in_the_merged_accuracy():

@@ -1,0 +1,22 @@
+"""Pictures in columns under their titles."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+GAP, HEAD = 6, 26  # pixels between pictures, and above them
+
+
+def contact_sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Draw columns of a title and pictures; all pictures get the size of the first."""
+    first = columns[0][1]
+    width, height = first[0].width + GAP, first[0].height + GAP
+    sheet = Image.new("RGB", (len(columns) * width + GAP, len(first) * height + HEAD), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, pictures) in enumerate(columns):
+        left = GAP + column * width
+        draw.text((left, 5), title, "black", ImageFont.load_default(13))
+        for row, picture in enumerate(pictures):
+            picture = picture.resize(first[0].size).convert("RGB")
+            sheet.paste(picture, (left, HEAD + row * height))
+    return sheet

@@ -1,5 +1,6 @@
 """Bars that show how far a long work is; where nobody watches, a line now and then."""
 
+import builtins
 import io
 import sys
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ class _LogLines(io.TextIOBase):
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """Return a tqdm bar over ``items``, with the ``options`` of tqdm."""
-    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    is_watched = sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")  # a notebook
     if not is_watched:
         options |= {"file": _LogLines(), "miniters": 1, "ncols": 110}
         # What is done within that time needs no line.

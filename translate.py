@@ -5,11 +5,10 @@ In a notebook ``translate(load_generator(CHECKPOINT), picture)``: on a CPU the s
 
 import math
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,6 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
-from config import Config
 from dataset import denormalise, normalise
 from devices import Machine, choose_machine
 from disk import make_folder
@@ -34,13 +32,12 @@ from utils import load_generator, testing
 Scale = Literal["trained", "own", "crop"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TILE = 1024  # pixels; a multiple of every crop_size
-BATCH = 8  # pictures a batch, on a GPU
 
 
 # --- Pictures ---
 def translate(
     generator: Generator,
-    picture: Image.Image | Sequence[Image.Image | Decoded],
+    picture: Image.Image | Sequence[Image.Image],
     *,
     scale: Scale | None = None,
     tile: int = TILE,
@@ -67,62 +64,40 @@ def translate(
         ValueError: A setting, or a picture that cannot be used.
     """
     pictures = picture if isinstance(picture, list | tuple) else [picture]
-    decoded = [_decoded(one, f"picture {number}") for number, one in enumerate(pictures)]
-    outputs: dict[int, Image.Image] = {}
-    for number, fake in _fakes(generator, decoded, scale, tile, seed, precision):
-        outputs[number] = _finished(fake, decoded[number], generator.config)
-    images = [outputs[number] for number in range(len(pictures))]
-    return images if pictures is picture else images[0]
-
-
-def _decoded(picture: Image.Image | Decoded, name: str) -> Decoded:
-    if isinstance(picture, Decoded):
-        return picture
-    if not isinstance(picture, Image.Image):
+    if not all(isinstance(one, Image.Image) for one in pictures):
         raise ValueError(f"translate takes pictures from PIL.Image.open, not {picture!r}.")
-    return decode(picture, name)
+    options = {"scale": scale, "tile": tile, "seed": seed, "precision": precision}
+    decoded = [decode(one, f"picture {number}") for number, one in enumerate(pictures)]
+    outputs = [translate_decoded(generator, one, **options) for one in decoded]
+    return outputs if pictures is picture else outputs[0]
 
 
-def _fakes(
+def translate_decoded(
     generator: Generator,
-    pictures: Sequence[Decoded],
-    scale: Scale | None,
-    tile: int,
-    seed: int | None,
-    precision: Precision | None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number and the output (C, h, w) of each picture; on a GPU, one size together."""
+    picture: Decoded,
+    *,
+    scale: Scale | None = None,
+    tile: int = TILE,
+    seed: int | None = None,
+    precision: Precision | None = None,
+) -> Image.Image:
+    """Translate a picture that is decoded already, see ``translate``."""
     config = generator.config
     _check_tile(tile, config.crop_size)
-    scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
-    padded = [_padded(pixels, config.crop_size) for pixels in scaled]
-    together = _is_independent(generator, seed)
-    batches: dict[Any, list[int]] = defaultdict(list)
-    for number, pixels in enumerate(padded):
-        batches[(pixels.dtype, pixels.shape) if together else number].append(number)
-    for numbers in batches.values():
-        batch = np.stack([padded[number] for number in numbers])
-        # Half precision has errors that 16 bits would show.
-        usual = "fp32" if _depth(batch, config) == np.uint16 else config.precision
-        machine = choose_machine(next(generator.parameters()).device, precision or usual)
-        with _seeded(generator, seed):
-            fakes = _apply(generator, torch.from_numpy(batch).movedim(3, 1), tile, machine)
-        for number, fake in zip(numbers, fakes, strict=True):
-            yield number, _unpadded(fake, scaled[number].shape)
-
-
-def _finished(fake: Tensor, picture: Decoded, config: Config) -> Image.Image:
-    """Turn an output (C, h, w) into a picture of the size and depth of the one it came from."""
-    output = denormalise(fake, _depth(picture.pixels, config))
+    scaled = _scaled(picture.pixels, generator, scale)
+    padded = torch.from_numpy(_padded(scaled, config.crop_size)).movedim(2, 0)[None]
+    # No format here holds colours of 16 bits.
+    depth = scaled.dtype if config.output_nc == 1 else np.dtype(np.uint8)
+    # Half precision has errors that 16 bits would show.
+    usual = "fp32" if depth == np.uint16 else config.precision
+    machine = choose_machine(next(generator.parameters()).device, precision or usual)
+    with _seeded(generator, seed):
+        fake = _apply(generator, padded, tile, machine)[0]  # (output_nc, H, W)
+    output = denormalise(_unpadded(fake, scaled.shape), depth)
     output = resize(output, picture.pixels.shape, config.nearest in ("target", "both"))
     if picture.alpha is not None:
         output = np.concatenate([output, picture.alpha], axis=2)
     return image_of(output)
-
-
-def _depth(pixels: np.ndarray, config: Config) -> np.dtype:
-    """Return the type of the output's pixels: no format here holds colours of 16 bits."""
-    return pixels.dtype if config.output_nc == 1 else np.dtype(np.uint8)
 
 
 def _check_tile(tile: int, multiple: int) -> None:
@@ -168,14 +143,6 @@ def _unpadded(fake: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Cut off what ``_padded`` put around a picture of that (height, width, ...)."""
     top, left = ((whole - side) // 2 for whole, side in zip(fake.shape[1:], shape, strict=False))
     return fake[:, top : top + shape[0], left : left + shape[1]]
-
-
-def _is_independent(generator: Generator, seed: int | None) -> bool:
-    """Say whether an output does not depend on what else is in the batch."""
-    # The CPU's kernels round differently by batch size, and gain little from a larger one.
-    on_cpu = next(generator.parameters()).device.type == "cpu"
-    shared = generator.config.norm == "batch" and generator.batch_norm_at_test == "batch"
-    return not (on_cpu or shared or generator.dropout_at_test or seed is not None)
 
 
 @contextmanager
@@ -232,25 +199,21 @@ def translate_jobs(generator: Generator, jobs: Sequence[Job], **options: Any) ->
 
     Args:
         generator: From ``load_generator``.
-        jobs: From ``find_jobs``, all with the same seeds.
+        jobs: From ``find_jobs``.
         **options: ``scale``, ``tile`` and ``precision`` of ``translate``.
 
     Returns:
         What is wrong with each picture that could not be read or written.
     """
-    seeds = list(jobs[0].targets)
-    # Where they cannot be translated together they would only wait for each other.
-    batch_size = BATCH if _is_independent(generator, seeds[0]) else 1
 
     def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image] | PictureError]:
         pictures = zip(jobs, ahead(pool, read, jobs), strict=True)
-        bar = iter(progress(pictures, desc="translating", total=len(jobs), unit="picture"))
-        while batch := list(islice(bar, batch_size)):
-            yield from (picture for _, picture in batch if isinstance(picture, PictureError))
-            good = [(job, picture) for job, picture in batch if isinstance(picture, Decoded)]
-            for seed in seeds:
-                images = translate(generator, [p for _, p in good], seed=seed, **options)
-                yield from zip((job.targets[seed] for job, _ in good), images, strict=True)
+        for job, picture in progress(pictures, desc="translating", total=len(jobs), unit="picture"):
+            if isinstance(picture, PictureError):
+                yield picture
+                continue
+            for seed, target in job.targets.items():
+                yield target, translate_decoded(generator, picture, seed=seed, **options)
 
     with ThreadPoolExecutor() as pool:
         saved = ahead(pool, save, outputs(pool))
@@ -291,7 +254,7 @@ def translate_files(
     generator = load_generator(checkpoint, device)
     jobs = _jobs_left(source, output, suffix, samples, skip_existing)
     options = {"scale": scale, "tile": tile, "precision": precision}
-    failed = translate_jobs(generator, jobs, **options) if jobs else []
+    failed = translate_jobs(generator, jobs, **options)
     print(f"{len(jobs) - len(failed)} pictures translated to {output}")
     if failed:
         print(f"{len(failed)} could not be translated:", *failed, sep="\n", file=sys.stderr)

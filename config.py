@@ -90,6 +90,7 @@ DATASET = Rule(bool, "a folder, or one of " + ", ".join(PRESETS))
 MIRROR = Rule(bool, "an http(s) address, or a folder that holds NAME.tar.gz")
 CHANNELS = Rule(lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
 BOTTLENECK = Rule(lambda value: value in (1, 2, 4, 8), "1, 2, 4 or 8")
+DECAY = Rule(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
 SHARE = Rule(lambda value: 0 < value < 1, "a number between 0 and 1")
 FOLDER_NAME = Rule(
     lambda value: value not in (".", "..") and value == plain_name(value),
@@ -172,9 +173,7 @@ class Config:
     """Channels of the generator's outermost layer."""
     ndf: Annotated[int, whole(1)] = 64
     """Channels of the discriminator's first layer."""
-    n_layers_d: Annotated[
-        int, Rule(lambda value: 0 <= value <= 8, "a whole number from 0 to 8")
-    ] = 3
+    n_layers_d: Annotated[int, Rule(lambda v: 0 <= v <= 8, "a whole number from 0 to 8")] = 3
     """Layers of stride 2 in the discriminator: 0 judges pixels, 1 16x16, 3 70x70, 5 286x286."""
     norm: Literal["instance", "batch", "none"] = "instance"
     """Normalisation; instance equals the paper's batch norm at batch size 1."""
@@ -194,9 +193,7 @@ class Config:
     """Pairs a step; the paper takes 1 to 10, by data set (section 3.3)."""
     lr: Annotated[float, Rule(lambda value: 0 < value < math.inf, "a number above 0")] = 2e-4
     """Learning rate of Adam, for both networks."""
-    beta1: Annotated[
-        float, Rule(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
-    ] = 0.5
+    beta1: Annotated[float, DECAY] = 0.5
     """Decay rate of Adam's running mean of the gradient."""
     gan_mode: Literal["vanilla", "lsgan", "none"] = "vanilla"
     """Adversarial loss: cross-entropy, least squares, or none (L1 alone, no discriminator)."""
@@ -208,9 +205,7 @@ class Config:
     """Weight of feature matching: the discriminator's maps of an output are to be the target's."""
     lambda_perceptual: Annotated[float, number(0)] = 0.0
     """Weight of the distance in a network that knows photos (10; needs requirements-eval.txt)."""
-    ema_decay: Annotated[float | None, Rule(lambda v: 0 <= v < 1, "a number from 0 to below 1")] = (
-        None
-    )
+    ema_decay: Annotated[float | None, DECAY] = None
     """Use the mean of the generator over its last steps, some 1 / (1 - ema_decay); 0: the last."""
     init_from: str = ""
     """File to start a new run from (fine-tuning): generator.pt, latest.pt, latest_net_G.pth."""

@@ -138,34 +138,27 @@ class Generator(nn.Module):
         depth = (crop_size // bottleneck).bit_length() - 1
         widths = [ngf * min(2**level, 8) for level in range(depth)]
 
-        self.encoder = nn.ModuleList()
-        for level, width in enumerate(widths):
-            outermost, innermost = level == 0, level == depth - 1
-            # One pixel has no statistics: a norm would map the 1x1 bottleneck to zero.
-            normed = norm != "none" and not (outermost or innermost)
-            self.encoder.append(
-                Down(
-                    input_nc if outermost else widths[level - 1],
-                    width,
-                    norm=norm if normed else "none",
-                    # The authors' network with batch norm has no encoder bias at all.
-                    bias=not normed and norm != "batch",
-                    activate=not outermost,
-                )
+        # One pixel has no statistics: a norm would map a 1x1 bottleneck to zero.
+        norms = ["none", *[norm] * (depth - 2), "none"]
+        self.encoder = nn.ModuleList(
+            # The authors' network with batch norm has no encoder bias at all.
+            Down(
+                c_in, c_out, norm=here, bias=here == "none" and norm != "batch", activate=level > 0
             )
-
-        self.decoder = nn.ModuleList()
-        for level in reversed(range(1, depth)):
-            innermost = level == depth - 1
-            self.decoder.append(
-                Up(
-                    # A skip connection doubles what comes from below, but for the bottleneck.
-                    widths[level] * (1 if innermost else 2),
-                    widths[level - 1],
-                    norm=norm,
-                    dropout=dropout and level > depth - 4,
-                )
+            for level, (c_in, c_out, here) in enumerate(
+                zip([input_nc, *widths[:-1]], widths, norms, strict=True)
             )
+        )
+        self.decoder = nn.ModuleList(
+            Up(
+                # A skip connection doubles what comes from below, but for the bottleneck.
+                widths[level] * (1 if level == depth - 1 else 2),
+                widths[level - 1],
+                norm=norm,
+                dropout=dropout and level > depth - 4,
+            )
+            for level in reversed(range(1, depth))
+        )
         n_scores = output_nc if palette is None else len(palette)
         self.decoder.append(Up(widths[0] * 2, n_scores, norm="none", dropout=False))
         initialise(self)

@@ -206,8 +206,8 @@ class Checkpoints:
             sum(p.numel() * p.element_size() for p in network.parameters())
             for network in (state.generator, state.discriminator)
         )
-        # Adam keeps two numbers for each weight; the generator is saved by itself as well.
-        needed = 2 * (3 * (generator + discriminator) + generator)
+        # Adam keeps two numbers for each weight; then come the average and generator.pt.
+        needed = 2 * (3 * (generator + discriminator) + 2 * generator)
         there = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
         check_space(self.folder, needed - there)
 

@@ -28,20 +28,13 @@ from scripts import run_script
 from sources import open_pairs, split_of
 from utils import load_generator, testing
 
-LAST = ("generator", "latest")  # checkpoints of the end of a run
-
 
 class Reader(Measure):
     """Reads outputs back with a generator of the opposite direction (the paper's FCN score).
 
     Where targets are photos no distance to them tells real from blurred; but a network that was
     trained to turn photos into labels recognises what looks real. What it reads from the real
-    pictures is the ceiling.
-
-    Args:
-        path: Checkpoint of the generator that reads.
-        config: Settings of the generator that is scored.
-        machine: Where to read.
+    pictures is the ceiling. ``config`` is that of the generator that is scored.
 
     Raises:
         ValueError: It was not trained the other way round, or its labels have no known palette.
@@ -56,9 +49,7 @@ class Reader(Measure):
             f"that turns {config.output_nc} channels into {config.input_nc}": (
                 (reads.input_nc, reads.output_nc) == (config.output_nc, config.input_nc)
             ),
-            f"that takes pictures of {config.crop_size} px": (
-                config.crop_size % reads.crop_size == 0
-            ),
+            f"that takes pictures of {config.crop_size} px": not config.crop_size % reads.crop_size,
         }
         if missing := [what for what, is_so in wanted.items() if not is_so]:
             raise ValueError(
@@ -75,18 +66,17 @@ class Reader(Measure):
 
     def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
         """Read the output and the target, and compare with what they were made from."""
-        read: list[float] = []
-        for picture, classes in ((fake, self.on_outputs), (y, self.on_targets)):
-            with self.machine.autocast:
-                found = self.generator(picture)
-            scores = classes(picture, found, x)
-            read.append(scores["accuracy"])
-        return {"reader_accuracy": read[0]}
+        with self.machine.autocast:
+            of_output, of_target = self.generator(fake), self.generator(y)
+        self.on_targets(y, of_target, x)
+        return {"reader_accuracy": self.on_outputs(fake, of_output, x)["accuracy"]}
 
     def total(self) -> dict[str, Any]:
         """Return the scores of what was read."""
-        on_outputs, on_targets = self.on_outputs.total(), self.on_targets.total()
-        return {"reader_on_outputs": on_outputs, "reader_on_targets": on_targets}
+        return {
+            "reader_on_outputs": self.on_outputs.total(),
+            "reader_on_targets": self.on_targets.total(),
+        }
 
 
 class Strips(Measure):
@@ -137,13 +127,13 @@ def score_checkpoint(
     machine = choose_machine(device, precision or config.precision)
     measures = _measures(config, reader, machine)
     pairs, part = _open_part(config, split, is_other=bool(other))
-    names = ("" if checkpoint.stem in LAST else checkpoint.stem, other, part)
-    label = "_".join(filter(None, names))
+    which = "" if checkpoint.stem in ("generator", "latest") else checkpoint.stem
+    label = "_".join(filter(None, (which, other, part)))
     saved = folder / f"pictures_{label}"
     rows, scores = _score(generator, pairs, measures, machine, saved, pictures)
     summary = {"checkpoint": str(checkpoint), "dataset": config.dataset, "split": part}
     summary |= {"pictures": len(rows)} | scores
-    _write(folder / f"scores_{label}", [pair.name for pair in pairs.pairs], rows, summary)
+    _write(f"{folder}/scores_{label}", pairs, rows, summary)
     return summary
 
 
@@ -208,21 +198,21 @@ def _score(
     return scored
 
 
-def _write(stem: Path, names: list[str], rows: list[Scores], summary: dict[str, Any]) -> None:
-    # Not with_suffix: the name of a data set may hold a dot.
-    table, text_file = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".json"))
+def _write(stem: str, pairs: PairedImages, rows: list[Scores], summary: dict[str, Any]) -> None:
+    table = Path(f"{stem}.csv")
     # A file's name may hold what is not valid Unicode.
     options = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     with whole_file(table) as draft, open(draft, "w", **options) as file:
-        writer = csv.DictWriter(file, ["picture", *rows[0]])
-        writer.writeheader()
-        writer.writerows({"picture": n, **row} for n, row in zip(names, rows, strict=True))
+        writer = csv.writer(file)
+        writer.writerow(["picture", *rows[0]])
+        for pair, row in zip(pairs.pairs, rows, strict=True):
+            writer.writerow([pair.name, *row.values()])
     # JSON knows no NaN, which the marks of a single picture are.
     finite = {
         n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in summary.items()
     }
     text = json.dumps(finite, indent=2)
-    with whole_file(text_file) as draft:
+    with whole_file(Path(f"{stem}.json")) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
     print(text)
     print(f"Scores of each picture: {table}")

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -43,14 +45,7 @@ def naming(weights: Path) -> Iterator[None]:
 
 
 class Lpips(Measure):
-    """LPIPS: the distance of two pictures in the features of AlexNet, nearer to the eye than L1.
-
-    Args:
-        device: Where the pictures are.
-
-    Raises:
-        ValueError: The file of weights is damaged.
-    """
+    """LPIPS: the distance of two pictures in the features of AlexNet, nearer to the eye than L1."""
 
     url = AlexNet_Weights.IMAGENET1K_V1.url
 
@@ -152,38 +147,31 @@ class FeatureDistances(Measure):
         fake, real = torch.cat(self.fake), torch.cat(self.real)
         kid = kernel_distance(fake, real)
         low, high = (kid + change for change in kernel_spread(fake, real))
-        frechet = FrechetInceptionDistance(_Given(real.shape[1])).set_dtype(torch.float64)
-        frechet.update(fake, real=False)
-        frechet.update(real, real=True)
         scores = {
             "kid": kid,
             "kid_low": low,
             "kid_high": high,
             "kid_floor": kernel_distance(real[::2], real[1::2]),
-            "frechet": frechet.compute().item(),
+            "frechet": _compared(FrechetInceptionDistance, fake, real).item(),
         }
-        names = ((name, *name.split("_")) for name in scores)
-        return {
-            "_".join([what, self.network.name, *rest]): scores[name] for name, what, *rest in names
-        }
+        return {f"{name}_{self.network.name}": score for name, score in scores.items()}
 
 
-class _Given(nn.Identity):
-    """Lets torchmetrics take features for pictures."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
+def _compared(metric: type[Metric], fake: Tensor, real: Tensor, **options: Any) -> Any:
+    """Return what a metric of torchmetrics says of features, which it takes for pictures."""
+    given = nn.Identity()
+    given.num_features = real.shape[1]
+    computed = metric(given, **options).set_dtype(torch.float64)
+    computed.update(fake, real=False)
+    computed.update(real, real=True)
+    return computed.compute()
 
 
 def kernel_distance(fake: Tensor, real: Tensor) -> float:
     """Return the kernel distance of two sets of features, (N, D), over subsets of SUBSET."""
-    subset_size = min(SUBSET, len(fake), len(real))
     warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
-    metric = KernelInceptionDistance(_Given(real.shape[1]), subset_size=subset_size)
-    metric.update(fake, real=False)
-    metric.update(real, real=True)
-    return metric.compute()[0].item()
+    subset_size = min(SUBSET, len(fake), len(real))
+    return _compared(KernelInceptionDistance, fake, real, subset_size=subset_size)[0].item()
 
 
 def kernel_spread(fake: Tensor, real: Tensor) -> tuple[float, float]:

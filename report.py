@@ -24,7 +24,7 @@ from pictures.decode import image_of
 from pictures.sheet import contact_sheet
 from progress import progress
 from saving import finite
-from scores import evaluate
+from scores import Classes, score_all
 from scripts import StopRequest
 from sources import Data
 from utils import testing
@@ -119,14 +119,11 @@ class Report:
 
     def _validate(self, state: Any, stop: StopRequest) -> dict[str, float]:
         """Return the scores on all validation pairs."""
+        batches = stop.watch(validation_loader(self.data.val))
+        measures = [Classes(self.data.palette)] if self.data.palette else []
+        options = {"input_nc": self.config.input_nc, "machine": self.machine}
         with testing(state.shown, self.config.seed):
-            scores = evaluate(
-                state.shown,
-                stop.watch(validation_loader(self.data.val)),
-                input_nc=self.config.input_nc,
-                machine=self.machine,
-                palette=self.data.palette,
-            )
+            _, scores = score_all(state.shown, batches, measures, **options)
         return {f"val_{name}": scores[name] for name in SCORES if name in scores}
 
     def _samples(self, state: Any) -> list[Sample]:

@@ -211,16 +211,3 @@ def summarise(rows: Sequence[Scores]) -> Scores:
     for name in [name for name in means if f"target_{name}" in means]:
         means[name] /= max(means.pop(f"target_{name}"), 1e-12)
     return means
-
-
-def evaluate(
-    generator: nn.Module,
-    batches: Iterable[Tensor],
-    *,
-    input_nc: int,
-    machine: Machine,
-    palette: Palette | None = None,
-) -> dict[str, Any]:
-    """Return the scores of all that a training shows, of classes too where it knows a palette."""
-    measures = [Classes(palette)] if palette else []
-    return score_all(generator, batches, measures, input_nc=input_nc, machine=machine)[1]

@@ -5,7 +5,6 @@ In a notebook ``translate(load_generator(CHECKPOINT), picture)``: on a CPU the s
 
 import math
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
-from config import Config
 from dataset import denormalise, normalise
 from devices import Machine, choose_machine
 from disk import make_folder
@@ -65,57 +63,41 @@ def translate(
     Raises:
         ValueError: A setting, or a picture that cannot be used.
     """
-    images = [picture] if isinstance(picture, Image.Image) else picture
-    if not all(isinstance(image, Image.Image) for image in images):
+    pictures = picture if isinstance(picture, list | tuple) else [picture]
+    if not all(isinstance(one, Image.Image) for one in pictures):
         raise ValueError(f"translate takes pictures from PIL.Image.open, not {picture!r}.")
-    decoded = [decode(image, f"picture {number}") for number, image in enumerate(images)]
     options = {"scale": scale, "tile": tile, "seed": seed, "precision": precision}
-    outputs = translate_decoded(generator, decoded, **options)
-    return outputs[0] if isinstance(picture, Image.Image) else outputs
+    decoded = [decode(one, f"picture {number}") for number, one in enumerate(pictures)]
+    outputs = [translate_decoded(generator, one, **options) for one in decoded]
+    return outputs if pictures is picture else outputs[0]
 
 
 def translate_decoded(
     generator: Generator,
-    pictures: Sequence[Decoded],
+    picture: Decoded,
     *,
     scale: Scale | None = None,
     tile: int = TILE,
     seed: int | None = None,
     precision: Precision | None = None,
-) -> list[Image.Image]:
-    """Translate pictures, see ``translate``; on a GPU, those of one padded size together."""
+) -> Image.Image:
+    """Translate a picture that is decoded already, see ``translate``."""
     config = generator.config
-    multiple = config.crop_size
-    _check_tile(tile, multiple)
-    scaled = [_scaled(picture.pixels, generator, scale) for picture in pictures]
-    padded = [_padded(pixels, multiple) for pixels in scaled]
-    outputs: list[Image.Image | None] = [None] * len(pictures)
-    for group in _alike(padded, together=_is_independent(generator, seed)):
-        batch = np.stack([padded[index] for index in group])
-        # Half precision has errors that 16 bits would show.
-        usual = "fp32" if _depth(batch, config) == np.uint16 else config.precision
-        machine = choose_machine(next(generator.parameters()).device, precision or usual)
-        with _seeded(generator, seed):
-            fakes = _apply(generator, torch.from_numpy(batch).movedim(3, 1), tile, machine)
-        for index, fake in zip(group, fakes, strict=True):
-            unpadded = _unpadded(fake, scaled[index].shape)
-            outputs[index] = _finished(unpadded, pictures[index], config)
-    return outputs
-
-
-def _finished(fake: Tensor, picture: Decoded, config: Config) -> Image.Image:
-    """Turn an output (C, h, w) into a picture of the size and depth of the one it came from."""
-    is_label = config.nearest in ("target", "both")
-    output = denormalise(fake, _depth(picture.pixels, config))
-    output = resize(output, picture.pixels.shape, is_label)
+    _check_tile(tile, config.crop_size)
+    scaled = _scaled(picture.pixels, generator, scale)
+    padded = torch.from_numpy(_padded(scaled, config.crop_size)).movedim(2, 0)[None]
+    # No format here holds colours of 16 bits.
+    depth = scaled.dtype if config.output_nc == 1 else np.dtype(np.uint8)
+    # Half precision has errors that 16 bits would show.
+    usual = "fp32" if depth == np.uint16 else config.precision
+    machine = choose_machine(next(generator.parameters()).device, precision or usual)
+    with _seeded(generator, seed):
+        fake = _apply(generator, padded, tile, machine)[0]  # (output_nc, H, W)
+    output = denormalise(_unpadded(fake, scaled.shape), depth)
+    output = resize(output, picture.pixels.shape, config.nearest in ("target", "both"))
     if picture.alpha is not None:
         output = np.concatenate([output, picture.alpha], axis=2)
     return image_of(output)
-
-
-def _depth(pixels: np.ndarray, config: Config) -> np.dtype:
-    """Return the type of the output's pixels: no format here holds colours of 16 bits."""
-    return pixels.dtype if config.output_nc == 1 else np.dtype(np.uint8)
 
 
 def _check_tile(tile: int, multiple: int) -> None:
@@ -161,22 +143,6 @@ def _unpadded(fake: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Cut off what ``_padded`` put around a picture of that (height, width, ...)."""
     top, left = ((whole - side) // 2 for whole, side in zip(fake.shape[1:], shape, strict=False))
     return fake[:, top : top + shape[0], left : left + shape[1]]
-
-
-def _alike(padded: list[np.ndarray], *, together: bool) -> list[list[int]]:
-    """Return the indices of the pictures that can be translated as one batch, for each batch."""
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for index, pixels in enumerate(padded):
-        groups[(pixels.dtype, pixels.shape) if together else index].append(index)
-    return list(groups.values())
-
-
-def _is_independent(generator: Generator, seed: int | None) -> bool:
-    """Say whether an output does not depend on what else is in the batch."""
-    # The CPU's kernels round differently by batch size, and gain little from a larger one.
-    on_cpu = next(generator.parameters()).device.type == "cpu"
-    shared = generator.config.norm == "batch" and generator.batch_norm_at_test == "batch"
-    return not (on_cpu or shared or generator.dropout_at_test or seed is not None)
 
 
 @contextmanager
@@ -228,48 +194,30 @@ def _ramp(length: int, tile: int, device: torch.device) -> Tensor:
 
 
 # --- Files ---
-def translate_jobs(
-    generator: Generator, jobs: Sequence[Job], *, batch_size: int = 8, **options: Any
-) -> list[PictureError]:
+def translate_jobs(generator: Generator, jobs: Sequence[Job], **options: Any) -> list[PictureError]:
     """Translate files; reading and writing go on beside the network.
 
     Args:
         generator: From ``load_generator``.
         jobs: From ``find_jobs``.
-        batch_size: Pictures a batch, on a GPU.
         **options: ``scale``, ``tile`` and ``precision`` of ``translate``.
 
     Returns:
         What is wrong with each picture that could not be read or written.
     """
-    if not _is_independent(generator, seed=next((s for job in jobs for s in job.targets), None)):
-        batch_size = 1  # together they would only wait for each other
 
     def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image] | PictureError]:
-        batch: list[tuple[Job, Decoded]] = []
         pictures = zip(jobs, ahead(pool, read, jobs), strict=True)
-        bar = progress(pictures, desc="translating", total=len(jobs), unit="picture")
-        for count, (job, picture) in enumerate(bar, start=1):
+        for job, picture in progress(pictures, desc="translating", total=len(jobs), unit="picture"):
             if isinstance(picture, PictureError):
                 yield picture
-            else:
-                batch.append((job, picture))
-            if batch and (len(batch) == batch_size or count == len(jobs)):
-                yield from _translate_batch(generator, batch, **options)
-                batch = []
+                continue
+            for seed, target in job.targets.items():
+                yield target, translate_decoded(generator, picture, seed=seed, **options)
 
     with ThreadPoolExecutor() as pool:
         saved = ahead(pool, save, outputs(pool))
         return [error for error in saved if isinstance(error, PictureError)]
-
-
-def _translate_batch(
-    generator: Generator, batch: list[tuple[Job, Decoded]], **options: Any
-) -> Iterator[tuple[Path, Image.Image]]:
-    jobs, pictures = zip(*batch, strict=True)
-    for seed in jobs[0].targets:
-        images = translate_decoded(generator, pictures, seed=seed, **options)
-        yield from zip((job.targets[seed] for job in jobs), images, strict=True)
 
 
 # --- The script ---
@@ -280,7 +228,6 @@ def translate_files(
     scale: Scale | None = None,
     tile: int = TILE,
     samples: int = 0,
-    batch_size: int = 8,
     suffix: Literal[".png", ".tif", ".jpg"] = ".png",
     skip_existing: bool = False,
     precision: Precision | None = None,
@@ -296,41 +243,40 @@ def translate_files(
             for the authors' files), crop squeezes to crop_size; the output is scaled back.
         tile: Larger pictures are translated in overlapping tiles of this side, in pixels.
         samples: Outputs a picture, with dropout on (the paper's noise z) and seeded; 0: one, plain.
-        batch_size: Pictures a batch, on a GPU.
         suffix: Format of the outputs in a folder.
         skip_existing: Leave out pictures whose outputs exist.
-        precision: auto, fp32, bf16 or fp16, as in the training where it is not given; outputs with
-            16 bits are then made in fp32.
+        precision: auto, fp32, bf16 or fp16; if not given, as in the training, and fp32 for 16 bits.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
         How many pictures could not be translated.
-
-    Raises:
-        ValueError, OSError: A checkpoint, setting or path that cannot be used.
     """
-    if batch_size < 1 or samples < 0:
-        raise ValueError(
-            f"batch_size is {batch_size} and samples {samples}; give 1 or more, and 0 or more."
-        )
     generator = load_generator(checkpoint, device)
+    jobs = _jobs_left(source, output, suffix, samples, skip_existing)
+    options = {"scale": scale, "tile": tile, "precision": precision}
+    failed = translate_jobs(generator, jobs, **options)
+    print(f"{len(jobs) - len(failed)} pictures translated to {output}")
+    if failed:
+        print(f"{len(failed)} could not be translated:", *failed, sep="\n", file=sys.stderr)
+    return len(failed)
+
+
+def _jobs_left(
+    source: str, output: Path, suffix: str, samples: int, skip_existing: bool
+) -> list[Job]:
+    """Return what there is to do, and see that it can be written."""
+    if samples < 0:
+        raise ValueError(f"samples is {samples}; give 0 (one output, without noise) or more.")
     jobs = found = find_jobs(source, output, suffix=suffix, samples=samples)
     if skip_existing:
         jobs = [job for job in found if not all(path.exists() for path in job.targets.values())]
         print(f"{len(found) - len(jobs)} of {len(found)} pictures are translated already")
-    if not jobs:
-        return 0
     targets = [path for job in jobs for path in job.targets.values()]
-    make_folder(output if len(jobs) != 1 else targets[0].parent)
+    if targets:
+        make_folder(targets[0].parent if len(jobs) == 1 else output)
     if any(FORMATS[path.suffix.lower()] == "JPEG" for path in targets):
         print("JPEG changes pixels and drops transparency; PNG (--suffix .png) keeps both.")
-    options = {"scale": scale, "tile": tile, "precision": precision}
-    failed = translate_jobs(generator, jobs, batch_size=batch_size, **options)
-    print(f"{len(jobs) - len(failed)} pictures translated to {output}")
-    if failed:
-        lines = [f"{len(failed)} could not be translated:", *map(str, failed)]
-        print("\n".join(lines), file=sys.stderr)
-    return len(failed)
+    return jobs
 
 
 def main() -> None:
@@ -345,8 +291,7 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         raise ValueError(
-            "The memory does not hold this; lower --batch-size, then --tile, and add "
-            "--skip-existing to go on."
+            "The memory does not hold this; lower --tile, and add --skip-existing to go on."
         ) from error
     sys.exit(1 if failed else 0)
 

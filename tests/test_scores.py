@@ -14,7 +14,6 @@ from scores import (
     FixedMarks,
     class_scores,
     count_classes,
-    evaluate,
     gradient_energy,
     grid_energy,
     score_all,
@@ -70,8 +69,8 @@ def test_nearest_class():
 def test_sharpness_falls_with_blur_and_is_one_for_the_target():
     batch = torch.randint(0, 255, (1, 6, 32, 32), dtype=torch.uint8)
     batch[:, :3] = batch[:, 3:]
-    same = evaluate(nn.Identity(), [batch], input_nc=3, machine=FP32)
-    blurred = evaluate(nn.AvgPool2d(3, 1, 1), [batch, batch], input_nc=3, machine=FP32)
+    _, same = score_all(nn.Identity(), [batch], [], input_nc=3, machine=FP32)
+    _, blurred = score_all(nn.AvgPool2d(3, 1, 1), [batch, batch], [], input_nc=3, machine=FP32)
     assert same["sharpness"] == pytest.approx(1)
     assert blurred["sharpness"] < 0.3
     assert "accuracy" not in same
@@ -111,7 +110,7 @@ def test_classes_are_scored_over_the_pixels_of_all_pictures():
         torch.cat([label_bytes(found), label_bytes(true)], dim=1)
         for found, true in [(block, block), (block, river)]
     ]
-    scores = evaluate(nn.Identity(), batches, input_nc=3, machine=FP32, palette=TOWNS)
+    _, scores = score_all(nn.Identity(), batches, [Classes(TOWNS)], input_nc=3, machine=FP32)
     assert {"l1", "psnr", "ssim", "sharpness", "class_accuracy"} < scores.keys()
     assert scores["accuracy"] == pytest.approx(3 / 4)
     # Over the pictures it would be (1 + (1/2 + 0) / 2) / 2.

@@ -338,8 +338,8 @@ def test_a_wrong_source(
 
 
 def test_settings_and_pictures_that_cannot_be(photos: Path):
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        translate_files(made(), "photos", Path("out"), batch_size=0)
+    with pytest.raises(ValueError, match="samples is -1"):
+        translate_files(made(), "photos", Path("out"), samples=-1)
     with pytest.raises(ValueError, match=r"PIL.Image.open, not 'photos/a.JPG'"):
         translate(load_generator(made()), "photos/a.JPG")
     with pytest.raises(ValueError, match="picture 1: its pixels are fractional"):

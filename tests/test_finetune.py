@@ -1,5 +1,5 @@
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from utils import load_generator
 
 
 def fresh_state(**settings: object) -> TrainingState:
-    config = resolve(Config(dataset="x", **TINY | {"seed": 1} | settings))[0]
+    config = resolve(Config(**TINY | {"dataset": "x", "seed": 1} | settings))[0]
     return new_state(config, choose_machine("cpu", "fp32"))
 
 
@@ -56,6 +56,21 @@ def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
         "encoder.0.1.weight"
     ]
     assert "drawn anew: encoder level 1 1.weight; the discriminator is new" in line
+
+
+def test_a_generator_of_classes_can_learn_colours(towns: Path):
+    classes = fresh_state(dataset="towns")
+    assert classes.generator.palette is not None
+    content = {
+        "generator": classes.generator.state_dict(),
+        "config": asdict(classes.generator.config),
+    }
+    torch.save(content, "classes.pt")
+    state = fresh_state()
+    line = start_from(state, "classes.pt")
+    assert "drawn anew: decoder level 1 1.weight, decoder level 1 1.bias; the disc" in line
+    again = fresh_state(dataset="towns")
+    assert "drawn anew" not in start_from(again, "classes.pt")
 
 
 def test_the_authors_file_is_a_start():

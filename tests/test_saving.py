@@ -339,7 +339,7 @@ def test_weights_that_are_not_finite_are_never_saved(towns: Path):
 def test_a_validation_that_is_not_finite_is_divergence(
     towns: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("report.evaluate", lambda *_, **__: {"l1": math.nan})
+    monkeypatch.setattr("report.score_all", lambda *_, **__: ([], {"l1": math.nan}))
     with pytest.raises(DivergedError, match=r"val_l1 became .* in epoch 1\..*lower --lr"):
         train(Config(dataset=str(towns), name="a", **TINY))
 

@@ -149,7 +149,7 @@ def train_step(
         machine: The precision of the forward passes.
 
     Returns:
-        The losses of this batch, detached, still on the device.
+        The losses of this batch, detached, in float32, still on the device.
     """
     generator, discriminator = state.generator, state.discriminator
     y = generator.as_target(y)
@@ -178,7 +178,7 @@ def train_step(
     state.scaler.update()
     d_real, d_fake = (probability(z, config.gan_mode) for z in (real_logits, fake_logits))
     losses = {"loss_d": loss_d, "d_real": d_real, "d_fake": d_fake, **terms}
-    return {name: value.detach() for name, value in losses.items()}
+    return detached(losses)
 
 
 def plain_step(
@@ -190,7 +190,7 @@ def plain_step(
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
     update(state.optimizer_g, loss_g, state.scaler)
     state.scaler.update()
-    return {name: value.detach() for name, value in terms.items()}
+    return detached(terms)
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
@@ -198,6 +198,11 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.Gra
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     scaler.step(optimizer)
+
+
+def detached(losses: Losses) -> Losses:
+    """Return ``losses`` as numbers to be summed: in half precision a sum soon stands still."""
+    return {name: loss.detach().float() for name, loss in losses.items()}
 
 
 def probability(logits: Tensor, gan_mode: str) -> Tensor:

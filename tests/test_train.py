@@ -26,6 +26,7 @@ from train import (
     discriminator_loss,
     learning_rate,
     new_state,
+    plain_step,
     train,
     train_step,
 )
@@ -130,6 +131,18 @@ def test_mixed_precision_follows_full_precision(towns: Path, precision: str):
     full, mixed = float(results("full")[1][0]["l1"]), float(results(precision)[1][0]["l1"])
     assert mixed == pytest.approx(full, rel=0.02)
     assert mixed != full
+
+
+def test_means_of_many_steps_in_half_precision_do_not_stand_still():
+    config, _ = resolve(Config(dataset="x", **TINY))
+    machine = choose_machine("cpu", "bf16")
+    state = new_state(config, machine)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    losses = train_step(state, x, x, config, machine)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {loss.dtype for loss in plain_step(state, x, x, config, machine).values()} == {
+        torch.float32
+    }
 
 
 def test_validation_does_not_touch_the_training(towns: Path):

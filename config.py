@@ -224,7 +224,7 @@ class Config:
 
     # --- What a run writes ---
     log_interval: Annotated[int, whole(1)] = 20
-    """Steps between two readings of the losses, for the bar, the table and the check on NaN."""
+    """Steps between two readings of the losses, for the bar and the check on NaN."""
     picture_interval: Annotated[int, whole(1)] = 1
     """Epochs between two grids of sample pictures (the first and the last are always drawn)."""
     val_interval: Annotated[int, whole(1)] = 1
@@ -298,7 +298,8 @@ def _check_pairs(config: Config) -> None:
         )
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
-    if config.gan_mode == "none" and config.lambda_l1 == 0 and config.labels != "target":
+    others = config.lambda_perceptual or (config.labels == "target" and config.lambda_classes)
+    if config.gan_mode == "none" and config.lambda_l1 == 0 and not others:
         raise ValueError(
             "gan_mode is none and lambda_l1 is 0, so there is no loss to train on; "
             "set lambda_l1 above 0 (the paper: 100)."

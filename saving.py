@@ -224,9 +224,15 @@ class Checkpoints:
         finite({"the weights": norm}, self.config, state.epoch)
         incoming, latest = self.folder / "incoming.pt", self.folder / "latest.pt"
         save_file(content | self.facts | {"pairs": self.pairs}, incoming)
-        if latest.exists():
-            latest.replace(self.folder / "previous.pt")
-        incoming.replace(latest)
+        try:
+            if latest.exists():
+                latest.replace(self.folder / "previous.pt")
+            incoming.replace(latest)
+        except OSError as error:  # Windows: another program has one of them open
+            raise CheckpointWriteError(
+                f"{incoming} could not be renamed to {latest} ({reason_of(error)}); close what "
+                "has it open. The same command goes on from it all the same."
+            ) from error
         self._save_generator(state, self.generator)
         self.saved_at = time.monotonic()
 
@@ -266,7 +272,11 @@ class Checkpoints:
             yield
         except (DivergedError, CheckpointWriteError):
             raise
-        except (BadPictures, OSError):  # no step is lost to a bad picture or a locked table
+        except (
+            BadPictures,
+            OSError,
+            MemoryError,
+        ):  # no step is lost to a bad picture or a locked table
             self.save_last(state)
             raise
         except Interrupted as stop:
@@ -349,7 +359,7 @@ def finite(values: Mapping[str, Tensor | float], config: Config, epoch: int) -> 
     Raises:
         DivergedError: One is not a finite number; the message says how to go on.
     """
-    scalars = [torch.as_tensor(value).double() for value in values.values()]
+    scalars = [torch.as_tensor(value).float() for value in values.values()]
     read = dict(zip(values, torch.stack(scalars).tolist(), strict=True))
     broken = [name for name, value in read.items() if not math.isfinite(value)]
     if broken:
@@ -371,7 +381,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         CheckpointError: There are checkpoints, but none is whole.
     """
     damage: list[str] = []
-    for path in (folder / "latest.pt", folder / "previous.pt"):
+    for path in (folder / "incoming.pt", folder / "latest.pt", folder / "previous.pt"):
         if not path.exists():
             continue
         try:

@@ -124,7 +124,7 @@ def run_script(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = "Lower batch_size, then crop_size, then ngf, or num_workers."
+        advice = "Lower num_workers; or, in a run of another --name, batch_size, crop_size or ngf."
         print(f"{error or 'Out of memory.'}\n{advice}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError) as error:

@@ -25,7 +25,7 @@ from dataset import derived_seed, normalise, training_loader
 from devices import Machine, choose_machine
 from discriminator import Discriminator
 from generator import Generator
-from losses import class_loss, feature_loss, follow, perceptual_loss
+from losses import class_loss, feature_loss, follow, perceptual_loss, photo_network
 from recipes import describe, resolve
 from report import Report
 from saving import Checkpoints, Saved
@@ -111,6 +111,8 @@ class TrainingState(Saved):
 
 def new_state(config: Config, machine: Machine) -> TrainingState:
     """Return both networks, freshly initialised from the seed, with their optimisers."""
+    if config.lambda_perceptual:
+        photo_network(machine.device)  # that it is missing is better known now
     torch.manual_seed(config.seed)
     generator = build_generator(config).to(machine.device)
     discriminator = Discriminator(

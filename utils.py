@@ -74,9 +74,19 @@ def build_generator(config: Config, palette: Sequence[Sequence[int]] | None = No
     Args:
         config: Its settings.
         palette: Colours (0 to 255) of the classes, where they are not those of the data set.
+
+    Raises:
+        ValueError: Classes are to be learned, and their colours are not known.
     """
     if palette is None and config.labels == "target":
-        palette = list(palette_of(config).values())
+        named = palette_of(config)
+        if named is None:
+            raise ValueError(
+                f"labels is target, but the targets of {config.dataset} are not label pictures "
+                "with a palette in pictures/palettes.py, which knows those of the data sets in one "
+                "folder called towns, maps or facades; leave labels out, or rename the folder."
+            )
+        palette = list(named.values())
     generator = Generator(
         config.input_nc,
         config.output_nc,

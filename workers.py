@@ -77,8 +77,8 @@ def prepared(
         return
     batch = dataset.__getitems__(first)
     if n_workers == 0:
-        yield batch
-        yield from map(dataset.__getitems__, tasks)
+        yield keep(batch)
+        yield from map(keep, map(dataset.__getitems__, tasks))
         return
     with closing(_Workers(batch.numpy(), n_workers, method)) as workers:
         workers.start(dataset)

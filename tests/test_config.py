@@ -10,6 +10,7 @@ from conftest import script
 
 from config import PRESETS, Config
 from recipes import describe, resolve
+from utils import build_generator
 
 
 def test_default_is_the_paper_but_for_towns():
@@ -30,7 +31,10 @@ def test_classes_are_learned_where_targets_have_a_known_palette():
     paper, _ = resolve(Config(dataset="maps", recipe="paper"))
     assert (paper.labels, paper.lambda_l1) == ("none", 100)
     with pytest.raises(ValueError, match=r"labels is target, but the targets of x.*leave labels"):
-        resolve(Config(dataset="x", labels="target"))
+        build_generator(resolve(Config(dataset="x", labels="target"))[0])
+    for loss in ("lambda_l1", "lambda_perceptual"):
+        with pytest.raises(ValueError, match=r"have no effect .*--labels none"):
+            resolve(Config(dataset="maps", **{loss: 10}))
 
 
 def test_numbers_of_any_library_become_pythons_own():

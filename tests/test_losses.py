@@ -113,6 +113,6 @@ def test_a_network_that_knows_photos_tells_pictures_apart(monkeypatch: pytest.Mo
     loss.backward()
     assert loss.item() > 0.05 and fake.grad.abs().sum() > 0
     monkeypatch.setattr(losses, "find_spec", lambda name: None)
-    losses._photo_network.cache_clear()
+    losses.photo_network.cache_clear()
     with pytest.raises(ValueError, match=r"pip install -r requirements-eval\.txt"):
         perceptual_loss(fake, y)

@@ -397,3 +397,24 @@ def test_the_space_is_checked_before_training(towns: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"checkpoints.a needs 0\.00 GB and 0\.00 GB are free"):
         train(config)
+
+
+def test_a_checkpoint_that_another_program_holds_is_gone_on_from(
+    towns: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    rename = Path.replace
+
+    def held(self: Path, target: Path) -> Path:
+        if self.name == "incoming.pt":
+            raise PermissionError(13, "used by another process")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", held)
+        with pytest.raises(OSError, match=r"could not be renamed .*used by another process"):
+            train(config)
+    assert "Warning: " in capsys.readouterr().out
+    train(replace(config, n_epochs=3))
+    assert "Going on in epoch 4 after step 0" in capsys.readouterr().out
+    assert [row["epoch"] for row in results("a")[1]] == ["1", "2", "3", "4"]

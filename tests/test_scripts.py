@@ -22,8 +22,8 @@ from train import train
         (Interrupted("stopped in epoch 3", 15), 143, "stopped in epoch 3"),
         (ValueError("crop_size is 7"), 2, "crop_size is 7"),
         (OSError("disk full"), 2, "disk full"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "Lower batch_size"),
-        (MemoryError(), 2, "Lower batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "Lower num_workers"),
+        (MemoryError(), 2, "Lower num_workers"),
     ],
 )
 def test_a_script_ends_in_one_message_and_its_code(

@@ -418,3 +418,15 @@ def test_a_checkpoint_that_another_program_holds_is_gone_on_from(
     train(replace(config, n_epochs=3))
     assert "Going on in epoch 4 after step 0" in capsys.readouterr().out
     assert [row["epoch"] for row in results("a")[1]] == ["1", "2", "3", "4"]
+
+
+def test_losses_are_read_without_float64_which_apple_gpus_lack(monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: torch.Tensor) -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    monkeypatch.setattr(torch.Tensor, "double", refuse)
+    config = resolve(Config(dataset="x", name="a"))[0]
+    assert saving.finite({"l1": torch.tensor(0.25), "val_l1": 0.5}, config, 0) == {
+        "l1": 0.25,
+        "val_l1": 0.5,
+    }

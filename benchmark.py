@@ -46,7 +46,7 @@ from scripts import is_out_of_memory, run_script
 from sources import open_pairs, split_of
 from towns.draw import draw_pair
 from train import new_state, train_step
-from utils import build_generator
+from utils import build_generator, known_sides
 
 Mode = Literal["plain", "default", "amp"]
 Row = dict[str, Any]
@@ -62,7 +62,7 @@ NUMBERS = ("ms", "ms_low", "ms_high", "pictures_per_second", "gflop_per_second",
 def default_step(config: Config) -> Act:
     """Prepare a training step on random pictures, as train.py takes it."""
     machine = choose_machine(config.device, config.precision)
-    state = new_state(config, machine)
+    state = new_state(config, known_sides(config), machine)
     return partial(train_step, state, *random_pair(config, machine), config, machine)
 
 
@@ -71,7 +71,7 @@ def plain_step(config: Config) -> Act:
     torch.backends.cudnn.allow_tf32 = False
     # Made by hand, it lets the system have freed memory back.
     machine = Machine(pick_device(config.device), torch.float32)
-    state = new_state(config, machine)
+    state = new_state(config, known_sides(config), machine)
     for adam in (state.optimizer_g, state.optimizer_d):
         # Parameter by parameter, operation by operation.
         adam.param_groups[0] |= {"fused": False, "foreach": False}
@@ -86,15 +86,19 @@ def step_and_read(*arguments: Any) -> None:
 
 def random_pair(config: Config, machine: Machine) -> tuple[Tensor, Tensor]:
     """Return random inputs and targets of a batch, on the device."""
-    size = (config.batch_size, config.input_nc + config.output_nc, *[config.crop_size] * 2)
+    size = (
+        config.batch_size,
+        sum(side.channels for side in known_sides(config)),
+        *[config.crop_size] * 2,
+    )
     batch = torch.randint(256, size, dtype=torch.uint8)
-    return normalise(batch.to(machine.device), config.input_nc)
+    return normalise(batch.to(machine.device), known_sides(config))
 
 
 def translation(config: Config) -> Act:
     """Prepare the generator at test time, on ``config.batch_size`` random pictures."""
     machine = choose_machine(config.device, config.precision)
-    generator = build_generator(config).to(machine.device).eval()
+    generator = build_generator(config, known_sides(config)).to(machine.device).eval()
     x, _ = random_pair(config, machine)
 
     def act() -> None:

@@ -4,11 +4,11 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -88,7 +88,9 @@ def plain_name(name: str) -> str:
 
 DATASET = Rule(bool, "a folder, or one of " + ", ".join(PRESETS))
 MIRROR = Rule(bool, "an http(s) address, or a folder that holds NAME.tar.gz")
-CHANNELS = Rule(lambda value: value in (1, 3), "1 (grey) or 3 (colour)")
+RANGE = Rule(
+    lambda value: -math.inf < value[0] < value[1] < math.inf, "two numbers, the smaller one first"
+)
 BOTTLENECK = Rule(lambda value: value in (1, 2, 4, 8), "1, 2, 4 or 8")
 DECAY = Rule(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
 SHARE = Rule(lambda value: 0 < value < 1, "a number between 0 and 1")
@@ -151,14 +153,22 @@ class Config:
     """Expect side-by-side pictures twice as wide as high; off: cut any even width in half."""
     nearest: Literal["none", "input", "target", "both"] = "none"
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
-    labels: Literal["none", "target"] | None = None
-    """target: targets are label pictures in known colours, to be learned as classes."""
+    labels: Literal["none", "input", "target", "both"] | None = None
+    """Pictures whose colours or numbers are classes: shown as such, or learned in place of L1."""
     on_bad_picture: Literal["stop", "skip"] = "stop"
     """stop lists every picture that cannot be used; skip lists them and goes on without."""
-    input_nc: Annotated[int, CHANNELS] = 3
-    """Channels of the input pictures: 1 (grey) or 3 (colour)."""
-    output_nc: Annotated[int, CHANNELS] = 3
-    """Channels of the output pictures: 1 (grey) or 3 (colour)."""
+    input_nc: Annotated[int | None, whole(1)] = None
+    """Channels of the inputs; None: as the files have. 1 (grey) and 3 (colour) become the other."""
+    output_nc: Annotated[int | None, whole(1)] = None
+    """Channels of the outputs, likewise."""
+    input_range: Annotated[tuple[float, float] | None, RANGE] = None
+    """Numbers that become -1 and 1; None: all of 8 or 16 bits, else 99.8 % of those there are."""
+    target_range: Annotated[tuple[float, float] | None, RANGE] = None
+    """The same of the targets: 0 4095 for 12 bits, 0 1 for masks saved as 0 and 1."""
+    alpha: Literal["white", "keep"] = "white"
+    """What is transparent: drawn over white, or opacity kept as a channel."""
+    max_pixels: Annotated[int | None, whole(1)] = None
+    """Pixels of the largest picture that is read; None: 179 million, Pillow's guard."""
     cache_dir: Annotated[str, Rule(bool, "a folder")] = "data/.cache"
     """Folder for the pictures as decoded and resized once, which later runs share."""
     cache_limit_gb: Annotated[float, number(0)] = 16.0
@@ -236,6 +246,10 @@ class Config:
     keep_generators: Annotated[int, whole(0)] = 0
     """Keep the generator of every so many epochs as generator_050.pt; 0 keeps the last alone."""
 
+    def is_label(self, role: str) -> bool:
+        """Whether the pictures of a role, "input" or "target", are taken for classes."""
+        return self.labels in (role, "both")
+
     def __post_init__(self) -> None:
         """Check each value, then those that only work together."""
         for name, hint in get_type_hints(type(self), include_extras=True).items():
@@ -250,14 +264,22 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     kind, *others = get_args(hint) if NoneType in get_args(hint) else (hint,)
     if value is None and others:
         return None
-    choices = get_args(kind)  # of a Literal
-    kind = str if choices else kind
-    value = _plain(value, kind)
-    right_kind = value in choices if choices else type(value) is kind
+    if get_origin(kind) is tuple:
+        kind, choices = tuple, ()
+        right_kind = _is_pair(value := _plain(value, kind))
+    else:
+        choices = get_args(kind)  # of a Literal
+        kind = str if choices else kind
+        value = _plain(value, kind)
+        right_kind = value in choices if choices else type(value) is kind
     if right_kind and all(rule.allows(value) for rule in rules):
         return value
     expected = [rule.expected for rule in rules] or choices or [f"of type {kind.__name__}"]
     raise ValueError(f"{name} is {value!r}; it must be {' or '.join(expected)}.")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and [type(number) for number in value] == [float, float]
 
 
 def _plain(value: Any, kind: type) -> Any:
@@ -268,6 +290,8 @@ def _plain(value: Any, kind: type) -> Any:
         value = os.fspath(value)
     if hasattr(value, "item") and not value.shape:  # a scalar of NumPy or torch
         value = value.item()
+    if kind is tuple and isinstance(value, Sequence):
+        return tuple(_plain(number, float) for number in value)
     if isinstance(value, bool):  # an int to Python, but batch_size=True is a mistake
         return value
     if kind is float and isinstance(value, numbers.Real):
@@ -298,7 +322,7 @@ def _check_pairs(config: Config) -> None:
         )
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
-    others = config.lambda_perceptual or (config.labels == "target" and config.lambda_classes)
+    others = config.lambda_perceptual or (config.is_label("target") and config.lambda_classes)
     if config.gan_mode == "none" and config.lambda_l1 == 0 and not others:
         raise ValueError(
             "gan_mode is none and lambda_l1 is 0, so there is no loss to train on; "

@@ -10,20 +10,23 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from config import Config
 from pictures.cache import PairCache
+from pictures.encode import image_of
 from pictures.layouts import Pair
-from pictures.pairs import Recipe
+from pictures.pairs import Kinds, Recipe
+from pictures.sides import Side, Sides
 from workers import prepared
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 
 
 class PairedImages(Dataset):
-    """Pairs as uint8 or uint16 tensors, the input's channels before the target's.
+    """Pairs as tensors of the numbers in their files, the input's channels before the target's.
 
     For training a pair is resized to load_size, cropped at random to crop_size and mirrored;
     for validation it is resized to crop_size. All randomness of a sample follows from
@@ -39,6 +42,7 @@ class PairedImages(Dataset):
         pairs: The pairs that are used, in the order of the indices.
         sizes: Original (height, width) of the input, per pair.
         contents: A hash of the files, per pair.
+        kinds: What the inputs are, and the targets.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
@@ -53,6 +57,7 @@ class PairedImages(Dataset):
         self.pairs: tuple[Pair, ...] = self._cache.pairs
         self.sizes: list[tuple[int, int]] = self._cache.sizes
         self.contents: list[str] = self._cache.contents
+        self.kinds: Kinds = self._cache.kinds
         self.notes = self._cache.notes + _enlarged(self.sizes, recipe)
 
     def __len__(self) -> int:
@@ -67,7 +72,7 @@ class PairedImages(Dataset):
         """Return the samples of several (epoch, index) as one batch.
 
         Returns:
-            Tensor (N, input_nc + output_nc, crop_size, crop_size), uint8 or uint16.
+            Tensor (N, channels of both, crop_size, crop_size), uint8, uint16 or float32.
 
         Raises:
             BadPictures: If a picture that is not cached has vanished or changed.
@@ -76,6 +81,11 @@ class PairedImages(Dataset):
         # np.stack would keep the channels innermost in memory, and with them every later tensor.
         batch = np.empty((len(samples), *samples[0].shape), samples[0].dtype)
         return torch.from_numpy(np.stack(samples, out=batch))
+
+    def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return input and target of a pair as they are kept, (H, W, channels) each."""
+        pair, channels = self._cache.read(index), self.kinds[0].channels
+        return pair[..., :channels], pair[..., channels:]
 
     def _sample(self, epoch: int, index: int) -> np.ndarray:
         pair = self._cache.read(index)
@@ -155,7 +165,7 @@ def training_loader(
         check: Called every second while a batch is waited for; what it raises ends the waiting.
 
     Yields:
-        Tensors (batch_size, C, crop_size, crop_size), uint8 or uint16.
+        Tensors (batch_size, C, crop_size, crop_size), uint8, uint16 or float32.
 
     Raises:
         BadPictures, OSError: A picture that is not cached has changed, or a worker is gone.
@@ -179,23 +189,36 @@ def _as_is(batch: Tensor) -> Tensor:
     return batch
 
 
-def normalise(batch: Tensor, input_nc: int) -> tuple[Tensor, Tensor]:
+def normalise(batch: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
     """Split a batch into inputs and targets and scale them; run it on the training device.
 
     Args:
-        batch: (N, input_nc + output_nc, H, W), uint8 (0 to 255) or uint16 (0 to 65535).
-        input_nc: Channels of the input.
+        batch: (N, channels of both, H, W), numbers as in the files, of any type.
+        sides: What these are, and which range of them becomes [-1, 1].
 
     Returns:
-        Inputs (N, input_nc, H, W) and targets (N, output_nc, H, W), float32 in [-1, 1].
+        Inputs (N, channels, H, W), cut off at -1 and 1, and targets likewise, not cut off.
     """
-    half_range = 32767.5 if batch.dtype == torch.uint16 else 127.5
-    scaled = batch.to(torch.float32) / half_range - 1
-    return scaled[:, :input_nc], scaled[:, input_nc:]
+    n = sides.input.channels
+    return scaled(batch[:, :n], sides.input).clamp(-1, 1), scaled(batch[:, n:], sides.target)
 
 
-def denormalise(picture: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Turn one picture, (C, H, W) in [-1, 1], into integers (H, W, C): uint8 or uint16."""
-    half_range = np.iinfo(dtype).max / 2
-    pixels = picture.float().cpu().numpy().transpose(1, 2, 0) * half_range + half_range
-    return np.ascontiguousarray(pixels.round().clip(0, 2 * half_range).astype(dtype))
+def scaled(numbers: Tensor, side: Side) -> Tensor:
+    """Return numbers of one side's files as float32, its range as [-1, 1]."""
+    return (numbers.to(torch.float32) - side.low) / side.half_range - 1
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """Show one picture, (C, H, W) in [-1, 1], in 8 bits: of many channels the first three."""
+    shown = picture[:3] if len(picture) >= 3 else picture[:1]
+    return image_of(denormalise(shown, Side()))
+
+
+def denormalise(picture: Tensor, side: Side) -> np.ndarray:
+    """Turn one picture, (C, H, W) in [-1, 1], into numbers (H, W, C) as in the side's files."""
+    numbers = picture.float().cpu().numpy().transpose(1, 2, 0) * side.half_range
+    numbers += side.half_range + side.low
+    if side.dtype != "float32":
+        limits = np.iinfo(side.dtype)
+        numbers = numbers.round().clip(limits.min, limits.max)
+    return np.ascontiguousarray(numbers.astype(side.dtype))

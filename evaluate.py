@@ -9,21 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 import tyro
 from torch import Tensor
 
 from config import Config
-from dataset import PairedImages, denormalise, validation_loader
+from dataset import PairedImages, to_image, validation_loader
 from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
 from features import FeatureDistances, Lpips, fetched, find_network
 from generator import Generator
-from pictures.decode import image_of
+from pictures.sheet import beside
+from pictures.sides import Sides
 from progress import progress
-from recipes import palette_of
-from scores import Classes, FixedMarks, Measure, Scores, score_all
+from scores import Classes, FixedMarks, Measure, Scores, measures_of, score_all
 from scripts import run_script
 from sources import open_pairs, split_of
 from utils import load_generator, testing
@@ -34,20 +32,20 @@ class Reader(Measure):
 
     Where targets are photos no distance to them tells real from blurred; but a network that was
     trained to turn photos into labels recognises what looks real. What it reads from the real
-    pictures is the ceiling. ``config`` is that of the generator that is scored.
+    pictures is the ceiling. ``config`` and ``sides`` are those of the generator that is scored.
 
     Raises:
         ValueError: It was not trained the other way round, or its labels have no known palette.
     """
 
-    def __init__(self, path: Path, config: Config, machine: Machine) -> None:
+    def __init__(self, path: Path, config: Config, sides: Sides, machine: Machine) -> None:
         self.generator, self.machine = load_generator(path, machine.device), machine
         reads = self.generator.config
         named = config.input_dir or reads.input_dir  # there, all directions are called AtoB
         wanted = {
             "trained the other way round": named or reads.direction != config.direction,
-            f"that turns {config.output_nc} channels into {config.input_nc}": (
-                (reads.input_nc, reads.output_nc) == (config.output_nc, config.input_nc)
+            f"that turns {sides.target.kind} into {sides.input.kind}": (
+                self.generator.sides.kinds == sides.kinds[::-1]
             ),
             f"that takes pictures of {config.crop_size} px": not config.crop_size % reads.crop_size,
         }
@@ -55,12 +53,11 @@ class Reader(Measure):
             raise ValueError(
                 f"{path} cannot read these outputs; give as --reader one {' and '.join(missing)}."
             )
-        palette = None if named else palette_of(replace(reads, dataset=config.dataset))
+        palette = self.generator.sides.target.palette
         if palette is None:
             raise ValueError(
-                f"The inputs of {config.dataset} are not label pictures with a palette in "
-                "palettes.py, which knows data sets in one folder called towns, maps or facades; "
-                "so there is nothing to compare what the reader reads with."
+                f"{path} was not trained to make label pictures, so there is nothing to compare "
+                "what it reads with; train it with --labels target."
             )
         self.on_outputs, self.on_targets = Classes(palette), Classes(palette)
 
@@ -88,9 +85,9 @@ class Strips(Measure):
     def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
         """Save one strip, if it is among those."""
         if self.count in self.numbers:
-            strip = torch.cat([part[0].expand(3, -1, -1) for part in (x, fake, y)], dim=2)
+            strip = beside([to_image(part[0]) for part in (x, fake, y)])
             with whole_file(self.folder / f"{self.count + 1:05d}.png") as draft:
-                image_of(denormalise(strip, np.dtype(np.uint8))).save(draft, format="PNG")
+                strip.save(draft, format="PNG")
         self.count += 1
         return {}
 
@@ -125,8 +122,8 @@ def score_checkpoint(
     config, other = _on(dataset, config)
     folder = make_folder(Path("evaluation", config.name))
     machine = choose_machine(device, precision or config.precision)
-    measures = _measures(config, reader, machine)
-    pairs, part = _open_part(config, split, is_other=bool(other))
+    measures = _measures(config, generator.sides, reader, machine)
+    pairs, part = _open_part(config, generator.sides, split, is_other=bool(other))
     which = "" if checkpoint.stem in ("generator", "latest") else checkpoint.stem
     label = "_".join(filter(None, (which, other, part)))
     saved = folder / f"pictures_{label}"
@@ -149,9 +146,14 @@ def _on(dataset: str, config: Config) -> tuple[Config, str]:
     return replace(config, dataset=dataset, **folders), Path(dataset).absolute().name
 
 
-def _measures(config: Config, reader: Path | None, machine: Machine) -> list[Measure]:
+def _measures(config: Config, sides: Sides, reader: Path | None, machine: Machine) -> list[Measure]:
     """Return all that can be measured here, and say what could be."""
-    measures: list[Measure] = [FixedMarks()]
+    measures: list[Measure] = [FixedMarks(), *measures_of(sides.target)]
+    if reader:
+        measures.append(Reader(reader, config, sides, machine))
+    if sides.target.channels not in (1, 3):
+        print("Without LPIPS and feature distances: those are of grey and colour pictures.")
+        return measures
     if (weights := fetched(Lpips.url)).is_file():
         measures.append(Lpips(machine.device))
     else:
@@ -160,21 +162,19 @@ def _measures(config: Config, reader: Path | None, machine: Machine) -> list[Mea
         measures.append(FeatureDistances(network))
     else:
         print("Without feature distances: pip install -r requirements-eval.txt to have them too.")
-    if palette := palette_of(config):
-        measures.append(Classes(palette))
-    if reader:
-        measures.append(Reader(reader, config, machine))
     return measures
 
 
-def _open_part(config: Config, split: str, *, is_other: bool) -> tuple[PairedImages, str]:
+def _open_part(
+    config: Config, sides: Sides, split: str, *, is_other: bool
+) -> tuple[PairedImages, str]:
     """Open the pairs of a split, or all those of another set that has none; say which."""
     found = split_of(config)
     if is_other and found.held_out:  # none of them was trained on
         chosen, split = (*found.train, *found.val), "all"
     else:
         chosen = getattr(found, split)
-    pairs = open_pairs(config, chosen, augment=False)
+    pairs = open_pairs(config, chosen, augment=False, kinds=sides.kinds)
     print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
     return pairs, split
 
@@ -193,7 +193,7 @@ def _score(
     with whole_folder(saved) as draft, testing(generator, config.seed):
         strips = Strips(draft, {number * len(pairs) // n_saved for number in range(n_saved)})
         measures = [*measures, strips]
-        scored = score_all(generator, batches, measures, input_nc=config.input_nc, machine=machine)
+        scored = score_all(generator, batches, measures, sides=generator.sides, machine=machine)
         shutil.rmtree(saved, ignore_errors=True)  # those of the last time
     return scored
 

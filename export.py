@@ -28,8 +28,9 @@ def export(
 ) -> None:
     """Write a trained generator as ONNX, for use without PyTorch.
 
-    The graph takes ``input``, float32 (N, input_nc, H, W) in [-1, 1], H and W multiples of
-    2^depth, and gives ``output``, (N, output_nc, H, W) in [-1, 1]. Each picture is translated as
+    The graph takes ``input``, float32 (N, channels, H, W) in [-1, 1], H and W multiples of
+    2^depth, and gives ``output``, likewise; its metadata say which range of the files' numbers
+    that is. Each picture is translated as
     if it were alone, without dropout. The file gets its name once onnxruntime has computed with
     it what PyTorch does.
 
@@ -68,7 +69,7 @@ def convert(generator: Generator) -> ONNXProgram:
     side = 2 ** len(generator.encoder)
     # What is traced must not be a single picture or 1x1 at the bottleneck: the exporter would
     # take the 1 for a fixed size.
-    x = torch.zeros(2, config.input_nc, 2 * side, 2 * side)
+    x = torch.zeros(2, generator.sides.input.channels, 2 * side, 2 * side)
     batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
     program = torch.onnx.export(
         for_single_pictures(generator),
@@ -82,6 +83,7 @@ def convert(generator: Generator) -> ONNXProgram:
     program.model.metadata_props.update(
         config=json.dumps(asdict(config)),
         picture_size=json.dumps(generator.picture_size),
+        sides=json.dumps(generator.sides.as_saved()),
         value_range=json.dumps([-1, 1]),
         size_multiple=json.dumps(side),
     )
@@ -120,7 +122,7 @@ def check(path: Path, generator: Generator) -> float:
     random = torch.Generator().manual_seed(0)
     differences = []
     for count, width in ((1, side), (2, 2 * side)):
-        x = torch.rand(count, generator.config.input_nc, side, width, generator=random) * 2 - 1
+        x = torch.rand(count, generator.sides.input.channels, side, width, generator=random) * 2 - 1
         (found,) = session.run(["output"], {"input": x.numpy()})
         with torch.inference_mode():
             expected = torch.cat([generator(picture) for picture in x.split(1)])

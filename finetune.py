@@ -57,7 +57,7 @@ def _from_outside(generator: Generator) -> dict[str, Tensor]:
     depth = len(generator.decoder)
     weights = {}
     for name, tensor in generator.state_dict().items():
-        if name == "palette":  # the new targets may have other colours
+        if name.endswith("palette"):  # the new pictures may have other colours
             continue
         side, level, layer = name.split(".", 2)
         outer = int(level) if side == "encoder" else depth - 1 - int(level)

@@ -93,7 +93,8 @@ class Generator(nn.Module):
     drops, each doubling adds one C512 (a 32 px crop: C64-C128-C256-C512-C512).
 
     With a ``palette`` the targets are label pictures: while it learns, the outputs are the
-    probabilities of the classes, and after ``eval()`` pictures in their colours.
+    probabilities of the classes, and after ``eval()`` pictures in their colours. With an
+    ``input_palette`` the inputs are, and each pixel is seen as its class.
 
     Args:
         input_nc: Channels of the input picture.
@@ -103,6 +104,8 @@ class Generator(nn.Module):
         bottleneck: Side of the innermost map for pictures of crop_size; the paper: 1.
         even_start: Whether to begin with ``even_out``.
         palette: Colours (0 to 255) of the classes, where outputs are label pictures.
+        input_palette: Those of the inputs.
+        soft_edges: Whether edges between classes hold colours between theirs, as real ones may.
         ngf: Channels of the outermost encoder layer.
         norm: "instance", "batch" or "none".
         dropout: Dropout of 0.5 in the first three decoder blocks, the paper's only noise z.
@@ -113,8 +116,14 @@ class Generator(nn.Module):
 
     config: Any = None
     """The settings it was trained with, where it comes from a checkpoint."""
+    sides: Any = None
+    """What its inputs and outputs are as files (``pictures.sides.Sides``), likewise."""
     picture_size: tuple[int, int] | None = None
     """Median height and width, in pixels, of the pictures it was trained on, where known."""
+    side_by_side: bool = False
+    """Whether those were halves of side-by-side pictures."""
+    mixed_sizes: bool = False
+    """Whether those were of many sizes, all squeezed to one."""
 
     def __init__(
         self,
@@ -128,13 +137,18 @@ class Generator(nn.Module):
         dropout: bool = True,
         even_start: bool = False,
         palette: Sequence[Sequence[int]] | None = None,
+        input_palette: Sequence[Sequence[int]] | None = None,
+        soft_edges: bool = True,
         dropout_at_test: bool = False,
         batch_norm_at_test: str = "batch",
     ) -> None:
         super().__init__()
+        self.soft_edges = soft_edges
         self.dropout_at_test, self.batch_norm_at_test = dropout_at_test, batch_norm_at_test
-        colours = None if palette is None else torch.as_tensor(palette) / 127.5 - 1
-        self.register_buffer("palette", colours)  # (K, 3) in [-1, 1]
+        for name, colours in (("palette", palette), ("input_palette", input_palette)):
+            colours = None if colours is None else torch.as_tensor(colours) / 127.5 - 1
+            self.register_buffer(name, colours)  # (K, 3) in [-1, 1]
+        self.seen_nc = input_nc if input_palette is None else len(input_palette)
         depth = (crop_size // bottleneck).bit_length() - 1
         widths = [ngf * min(2**level, 8) for level in range(depth)]
 
@@ -146,7 +160,7 @@ class Generator(nn.Module):
                 c_in, c_out, norm=here, bias=here == "none" and norm != "batch", activate=level > 0
             )
             for level, (c_in, c_out, here) in enumerate(
-                zip([input_nc, *widths[:-1]], widths, norms, strict=True)
+                zip([self.seen_nc, *widths[:-1]], widths, norms, strict=True)
             )
         )
         self.decoder = nn.ModuleList(
@@ -190,6 +204,7 @@ class Generator(nn.Module):
             it learns, probabilities (N, classes, H, W).
         """
         skips: list[Tensor] = []
+        x = self.as_seen(x)
         for down in self.encoder:
             x = down(x)  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ... (N, 512, 1, 1) at H = 256
             skips.append(x)
@@ -207,8 +222,21 @@ class Generator(nn.Module):
         """Turn scores (N, K, H, W) into probabilities, or at test into colours."""
         if self.training:
             return (CLASS_SCALE * scores).softmax(dim=1)
+        if not self.soft_edges:
+            return self.as_picture(F.one_hot(scores.argmax(dim=1), scores.shape[1]).movedim(-1, 1))
         # Nearly the colour of the likeliest class, but edges are as soft as real ones.
         return self.as_picture((EDGE * CLASS_SCALE * scores).softmax(dim=1))
+
+    def as_seen(self, x: Tensor) -> Tensor:
+        """Return what the networks see of inputs.
+
+        Args:
+            x: Input pictures, (N, input_nc, H, W) in [-1, 1].
+
+        Returns:
+            The same; with an input_palette the class of nearest colour, one-hot, (N, K, H, W).
+        """
+        return x if self.input_palette is None else one_hot(x, self.input_palette)
 
     def as_picture(self, output: Tensor) -> Tensor:
         """Return the picture that an output, or a target, stands for while it learns.
@@ -221,7 +249,7 @@ class Generator(nn.Module):
         """
         if self.palette is None:
             return output
-        return torch.einsum("nkhw,kc->nchw", output, self.palette)
+        return torch.einsum("nkhw,kc->nchw", output.to(self.palette.dtype), self.palette)
 
     def as_target(self, y: Tensor) -> Tensor:
         """Return what outputs are to be while it learns.
@@ -232,10 +260,12 @@ class Generator(nn.Module):
         Returns:
             The same; with a palette the class of nearest colour, one-hot, (N, classes, H, W).
         """
-        if self.palette is None:
-            return y
-        classes = nearest_class(y, self.palette)
-        return F.one_hot(classes, len(self.palette)).movedim(-1, 1).float()
+        return y if self.palette is None else one_hot(y, self.palette)
+
+
+def one_hot(picture: Tensor, colours: Tensor) -> Tensor:
+    """Return for each class where its colour (K, 3) is the nearest: (N, K, H, W), 0 or 1."""
+    return F.one_hot(nearest_class(picture, colours), len(colours)).movedim(-1, 1).float()
 
 
 def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:

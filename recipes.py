@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from config import MAX_CROP, PAPER, PATHS, PRESETS, RECIPES, Config, plain_name
-from pictures.palettes import Palette, target_palette
+from pictures.palettes import Palette, known_palettes
 
 
 def resolve(config: Config) -> tuple[Config, dict[str, str]]:
@@ -45,26 +45,29 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     return replace(config, **(values | typed)), origin
 
 
-def palette_of(config: Config) -> Palette | None:
-    """Return the colours of the classes in the targets, where those are known label pictures."""
+def palettes_of(config: Config) -> tuple[Palette | None, Palette | None]:
+    """Return the colours of the classes in inputs and targets, where the data set is known."""
     if config.input_dir:  # what lies in a folder is known by the name of its data set alone
-        return None
+        return None, None
     folder = PurePath(os.path.abspath(config.dataset)).name
-    return target_palette(folder, config.direction) if config.output_nc == 3 else None
+    palettes = known_palettes(folder, config.direction)
+    channels = (config.input_nc, config.output_nc)
+    return tuple(p if nc in (None, 3) else None for p, nc in zip(palettes, channels, strict=True))
 
 
 def _learn_classes(
     config: Config, typed: dict[str, Any], values: dict[str, Any], origin: dict[str, str]
 ) -> None:
     """Decide whether the targets of a config that is resolved so far are learned as classes."""
-    if palette_of(config) is None:
+    if palettes_of(config)[1] is None:
         values["labels"] = "none"
-    if (values | typed)["labels"] == "target":
+    if replace(config, **(values | typed)).is_label("target"):
         values["lambda_l1"], origin["lambda_l1"] = 0.0, "classes have a loss of their own"
         if typed.get("lambda_l1") or config.lambda_perceptual:
             raise ValueError(
                 "lambda_l1 and lambda_perceptual have no effect where targets are learned as "
-                "classes (labels is target); leave them out, or add --labels none."
+                f"classes (labels is {(values | typed)['labels']}); leave them out, or add "
+                "--labels none."
             )
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -17,21 +16,20 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from config import Config
-from dataset import denormalise, normalise, validation_loader
+from dataset import normalise, to_image, validation_loader
 from devices import Machine
 from disk import whole_file
-from pictures.decode import image_of
 from pictures.sheet import contact_sheet
 from progress import progress
 from saving import finite
-from scores import Classes, score_all
+from scores import measures_of, score_all
 from scripts import StopRequest
 from sources import Data
 from utils import testing
 
 FIRST_COLUMNS = ("epoch", "step", "seconds", "pictures_per_second", "lr")
 # Scores in the table; evaluate.py gives more.
-SCORES = ("l1", "psnr", "ssim", "sharpness", "accuracy", "miou")
+SCORES = ("l1", "psnr", "ssim", "sharpness", "accuracy", "miou", "mae", "rmse")
 Sample = tuple[Tensor, Tensor, Tensor]  # input, output, target: (C, H, W) in [-1, 1]
 
 
@@ -120,8 +118,8 @@ class Report:
     def _validate(self, state: Any, stop: StopRequest) -> dict[str, float]:
         """Return the scores on all validation pairs."""
         batches = stop.watch(validation_loader(self.data.val))
-        measures = [Classes(self.data.palette)] if self.data.palette else []
-        options = {"input_nc": self.config.input_nc, "machine": self.machine}
+        measures = measures_of(self.data.sides.target)
+        options = {"sides": self.data.sides, "machine": self.machine}
         with testing(state.shown, self.config.seed):
             _, scores = score_all(state.shown, batches, measures, **options)
         return {f"val_{name}": scores[name] for name in SCORES if name in scores}
@@ -134,7 +132,7 @@ class Report:
             for place in range(n_samples):
                 index = place * len(self.data.val) // n_samples
                 batch = self.data.val[0, index][None].to(self.machine.device)
-                x, y = normalise(batch, self.config.input_nc)
+                x, y = normalise(batch, self.data.sides)
                 samples.append((x[0], state.shown(x)[0], y[0]))
         return samples
 
@@ -167,14 +165,15 @@ class Report:
 
     def _draw_curves(self) -> None:
         names = dict.fromkeys(name for row in self.rows for name in row)
-        scores = [f"val_{name}" for name in SCORES if name not in ("l1", "psnr")]
+        scores = [f"val_{n}" for n in SCORES if n not in ("l1", "psnr", "mae", "rmse")]
         panels = {
             "Discriminator: mean probability of real": ["d_real", "d_fake"],
             "L1, training and validation": ["l1", "val_l1"],
             "Validation": scores,
         }
-        elsewhere = {*FIRST_COLUMNS, "val_psnr", *itertools.chain(*panels.values())}
-        panels = {"Losses": [name for name in names if name not in elsewhere]} | panels
+        elsewhere = {*FIRST_COLUMNS, *itertools.chain(*panels.values())}
+        losses = [n for n in names if n not in elsewhere and not n.startswith("val_")]
+        panels = {"Losses": losses} | panels
         figure = Figure(figsize=(11, 6.5), layout="constrained")
         for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
             for name in names:
@@ -203,13 +202,18 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """Turn one picture, (1 or 3, H, W) in [-1, 1], into an 8-bit image."""
-    return image_of(denormalise(picture, np.dtype(np.uint8)))
-
-
 def sample_grid(samples: list[Sample], title: str) -> Image.Image:
     """Draw samples as rows of input, output and target; the output's heading holds ``title``."""
-    titles = ("input", f"output, {title}", "target")
+    titles = (
+        name + _shown(len(picture))
+        for name, picture in zip(("input", f"output, {title}", "target"), samples[0], strict=True)
+    )
     columns = ([to_image(picture) for picture in column] for column in zip(*samples, strict=True))
     return contact_sheet(list(zip(titles, columns, strict=True)))
+
+
+def _shown(channels: int) -> str:
+    """Say which channels of a picture are seen, where that is not all."""
+    if channels in (1, 3):
+        return ""
+    return f" (channel{'s 1 to 3' if channels > 3 else ' 1'} of {channels})"

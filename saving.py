@@ -29,6 +29,7 @@ from disk import (
 )
 from finetune import start_from
 from pictures.decode import BadPictures
+from pictures.sides import Sides
 from scripts import Interrupted
 from sources import Data, changes
 from utils import CheckpointError, config_from, load_file
@@ -153,6 +154,12 @@ class Checkpoints:
             )
 
     @property
+    def sides(self) -> Sides | None:
+        """What the pictures are, as an earlier part of the run found it."""
+        known = self.saved is not None and "sides" in self.saved
+        return Sides.from_saved(self.saved["sides"]) if known else None
+
+    @property
     def is_finished(self) -> bool:
         """Whether all the epochs that are asked for are done."""
         return self.saved is not None and self.saved["epoch"] >= self.n_epochs
@@ -174,7 +181,7 @@ class Checkpoints:
         """
         self.steps_per_epoch = data.steps_per_epoch
         # What a generator must be saved with, to be used on other pictures.
-        self.facts = {"config": asdict(self.config), "picture_size": data.picture_size}
+        self.facts = {"config": asdict(self.config)} | data.facts
         self.pairs = data.identity()
         torch.load(io.BytesIO(_serialised(self.facts)), weights_only=True)
         if self.saved is not None:

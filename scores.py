@@ -16,6 +16,7 @@ from dataset import normalise
 from devices import Machine
 from generator import nearest_class
 from pictures.palettes import Palette, merged_classes
+from pictures.sides import Side, Sides
 
 Scores = dict[str, float]
 GRID_PERIODS = (2, 4, 8)  # pixels
@@ -138,6 +139,29 @@ class Classes(Measure):
         return class_scores(self.counts, self.palette) | {"majority": majority}
 
 
+class Units(Measure):
+    """Errors in the units of the targets, where those are more than shades: ``mae``, ``rmse``."""
+
+    def __init__(self, side: Side) -> None:
+        self.side, self.squares = side, []
+
+    def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
+        """Measure one picture."""
+        error = (fake - y).double() * self.side.half_range
+        self.squares.append(error.square().mean().item())
+        return {"mae": error.abs().mean().item(), "rmse": self.squares[-1] ** 0.5}
+
+    def total(self) -> Scores:
+        """Return the root mean square over the pixels of all pictures."""
+        return {"rmse": (sum(self.squares) / len(self.squares)) ** 0.5}
+
+
+def measures_of(side: Side) -> list[Measure]:
+    """Return what there is to measure in targets of a kind beside ``score_picture``."""
+    measures: list[Measure] = [] if side.is_plain else [Units(side)]
+    return [*measures, Classes(side.palette)] if side.palette else measures
+
+
 class FixedMarks(Measure):
     """The marks that stand at the same place in every picture.
 
@@ -173,16 +197,16 @@ def score_all(
     batches: Iterable[Tensor],
     measures: Sequence[Measure],
     *,
-    input_nc: int,
+    sides: Sides,
     machine: Machine,
 ) -> tuple[list[Scores], dict[str, Any]]:
     """Translate pairs and measure the outputs.
 
     Args:
-        generator: Configured for test; takes (1, input_nc, H, W) in [-1, 1].
-        batches: Pairs one at a time, integers (1, input_nc + output_nc, H, W), not augmented.
+        generator: Configured for test; takes (1, channels, H, W) in [-1, 1].
+        batches: Pairs one at a time, (1, channels of both, H, W), not augmented.
         measures: What to measure beside the scores of ``score_picture``.
-        input_nc: Channels of the input.
+        sides: What the numbers of the pairs are.
         machine: Where the generator is, and its precision.
 
     Returns:
@@ -190,7 +214,7 @@ def score_all(
     """
     rows: list[Scores] = []
     for batch in batches:
-        x, y = normalise(batch.to(machine.device), input_nc)
+        x, y = normalise(batch.to(machine.device), sides)
         with machine.autocast:
             fake = generator(x)
         rows.append(score_picture(fake, y))

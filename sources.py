@@ -1,21 +1,29 @@
 """From the settings to the pairs: where a data set lies, and its training and validation part."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
 from pictures.layouts import Pair, Split, check_folder, find_pairs, normal_name, shortened
-from pictures.pairs import Recipe
-from pictures.palettes import Palette
-from recipes import palette_of
+from pictures.pairs import ROLES, Kinds, Recipe
+from pictures.palettes import Palette, by_numbers, find_classes
+from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
+from recipes import palettes_of
 from towns.draw import N_TRAIN, N_VAL, draw_towns
 
 MOST = 8  # names in a message
+SHARES = (0.001, 0.999)  # of the numbers of pictures whose type has no black and white
+LOOKED_AT = 256  # pictures by which a range is found
+MIXED = 1.5  # times as long on a side as the smallest: then pictures were squeezed anyhow
+NARROW = 1 / 8  # of a range; less is seldom meant
 Identity = dict[str, dict[str, str]]  # of "train" and "val": name of a pair to hash of its files
 
 
@@ -58,20 +66,36 @@ def split_of(config: Config) -> Split:
     return find_pairs(root, **named, val_fraction=config.val_fraction, seed=config.seed)
 
 
-def recipe_of(config: Config, *, augment: bool) -> Recipe:
+def recipe_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Recipe:
     """Return how the pairs of a resolved ``config`` become samples."""
-    names = [field.name for field in fields(Recipe) if field.name != "augment"]
-    return Recipe(**{name: getattr(config, name) for name in names}, augment=augment)
+    settled = {"augment": augment, "kinds": kinds, "found_labels": _unknown_labels(config)}
+    names = [field.name for field in fields(Recipe) if field.name not in settled]
+    return Recipe(**{name: getattr(config, name) for name in names}, **settled)
 
 
-def open_pairs(config: Config, pairs: Sequence[Pair], *, augment: bool) -> PairedImages:
+def _unknown_labels(config: Config) -> str:
+    """Return the sides whose pictures are labels in colours that are not known by a name."""
+    known = dict(zip(ROLES, palettes_of(config), strict=True))
+    unknown = [role for role in ROLES if config.is_label(role) and known[role] is None]
+    return {0: "none", 1: "".join(unknown), 2: "both"}[len(unknown)]
+
+
+def open_pairs(
+    config: Config, pairs: Sequence[Pair], *, augment: bool, kinds: Kinds | None = None
+) -> PairedImages:
     """Check, decode and cache ``pairs``, to train on (augmented) or to validate on.
+
+    Args:
+        config: Resolved settings.
+        pairs: Where they lie.
+        augment: Whether they are to be trained on.
+        kinds: What the pictures are to be; None: whatever they are.
 
     Raises:
         BadPictures: Listing every picture that cannot be used.
         OSError: The cache cannot be written.
     """
-    return PairedImages(pairs, recipe_of(config, augment=augment))
+    return PairedImages(pairs, recipe_of(config, augment=augment, kinds=kinds))
 
 
 @dataclass(frozen=True)
@@ -80,8 +104,8 @@ class Data:
 
     train: PairedImages
     val: PairedImages
-    palette: Palette | None
-    """The colours of the classes in the targets, where those are known label pictures."""
+    sides: Sides
+    """What inputs and targets are."""
     batch_size: int
 
     @property
@@ -94,6 +118,18 @@ class Data:
         """Typical (height, width) of the original inputs, in pixels."""
         heights, widths = zip(*self.train.sizes, strict=True)
         return statistics.median_high(heights), statistics.median_high(widths)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a generator must be saved with, to be used on other pictures."""
+        sides = np.array(self.train.sizes)
+        spread = (sides.max(axis=0) / sides.min(axis=0)).max()
+        return {
+            "sides": self.sides.as_saved(),
+            "picture_size": self.picture_size,
+            "side_by_side": self.train.pairs[0].b is None,
+            "mixed_sizes": bool(spread > MIXED and not self.train.recipe.keep_aspect),
+        }
 
     def identity(self) -> Identity:
         """Return what the pairs are, wherever they lie."""
@@ -145,8 +181,12 @@ def changes(before: Identity, now: Identity) -> str | None:
     )
 
 
-def open_data(config: Config) -> Data:
+def open_data(config: Config, sides: Sides | None = None) -> Data:
     """Find, check and open the pairs that a resolved ``config`` names, and say what they are.
+
+    Args:
+        config: Resolved settings.
+        sides: What the pictures are, where an earlier part of the run has found it.
 
     Raises:
         BadPictures: Listing every picture of training and validation that cannot be used.
@@ -155,9 +195,11 @@ def open_data(config: Config) -> Data:
     split = split_of(config)
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
+    kinds = sides.kinds if sides else None
     for pairs, augment in ((split.train, True), (split.val, False)):
         try:
-            opened.append(open_pairs(config, pairs, augment=augment))
+            opened.append(open_pairs(config, pairs, augment=augment, kinds=kinds))
+            kinds = opened[0].kinds  # validation pictures are to be like those of the training
         except BadPictures as error:
             bad.append(error)
     if bad:
@@ -169,4 +211,76 @@ def open_data(config: Config) -> Data:
             f"pairs, so no batch is full. Set batch_size to {len(train)} or less."
         )
     print(split.describe(config.name, train.sizes), *train.notes, *val.notes, sep="\n")
-    return Data(train, val, palette_of(config), config.batch_size)
+    sides = sides or find_sides(config, train)
+    for role, side in zip(ROLES, sides, strict=True):
+        if side != Side():
+            print(f"{role}s: {side.describe()}")
+    print(*_narrow(train, sides), sep="\n", end="")
+    return Data(train, val, sides, config.batch_size)
+
+
+# --- What the pictures are ---
+def find_sides(config: Config, train: PairedImages) -> Sides:
+    """Return what inputs and targets are: as typed, known by name, or found in the training set.
+
+    Raises:
+        ValueError: The numbers or classes of the pictures have no usable range.
+    """
+    typed, known = (config.input_range, config.target_range), palettes_of(config)
+    sides = enumerate(zip(typed, known, strict=True))
+    return Sides(*(_side(config, train, place, *given) for place, given in sides))
+
+
+def _side(
+    config: Config,
+    train: PairedImages,
+    place: int,
+    typed: tuple[float, float] | None,
+    palette: Palette | None,
+) -> Side:
+    kind, role = train.kinds[place], ROLES[place]
+    is_exact = False
+    if palette is None and config.is_label(role):
+        palette, is_exact = _classes(train, place)
+    limits = typed or OWN_RANGES[kind.dtype]
+    if limits is None:
+        limits = shares(_spread(train, place), *SHARES)
+        if limits[0] == limits[1]:
+            raise ValueError(
+                f"Nearly all numbers of the {role}s are {limits[0]:g}; give their range as "
+                f"{role}_range, or other pictures."
+            )
+    return Side(kind.channels, kind.dtype, *limits, palette, kind.index, is_exact)
+
+
+def _classes(train: PairedImages, place: int) -> tuple[Palette, bool]:
+    """Return the classes that label pictures show, and whether these are all their colours."""
+    kind, role = train.kinds[place], ROLES[place]
+    if (kind.channels, kind.dtype) != (3, "uint8"):
+        raise ValueError(f"The {role}s are {kind}, and labels are colours or numbers in 8 bits.")
+    try:
+        palette, is_exact = find_classes(train.whole(index)[place] for index in range(len(train)))
+    except ValueError as error:
+        raise ValueError(
+            f"The {role}s do not look like label pictures: {error}. Leave {role}s out of labels."
+        ) from error
+    return (by_numbers(palette) if kind.index else palette), is_exact
+
+
+def _spread(train: PairedImages, place: int) -> list[np.ndarray]:
+    """Return one half of some pairs, spread evenly over all."""
+    step = -(-len(train) // LOOKED_AT)
+    return [train.whole(index)[place] for index in range(0, len(train), step)]
+
+
+def _narrow(train: PairedImages, sides: Sides) -> Iterator[str]:
+    """Yield a line for each side whose pictures use a small part of their range."""
+    for place, (role, side) in enumerate(zip(ROLES, sides, strict=True)):
+        if side.palette or side.dtype not in SCALABLE:
+            continue
+        low, high = shares(_spread(train, place), 0, 1)
+        if high - low < NARROW * (side.high - side.low):
+            yield (
+                f"{role}s fill {low:g} to {high:g} of {side.low:g} to {side.high:g}; give "
+                f"--{role}-range {low:g} {high:g}, or --labels {role} if these are masks\n"
+            )

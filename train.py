@@ -26,6 +26,7 @@ from devices import Machine, choose_machine
 from discriminator import Discriminator
 from generator import Generator
 from losses import class_loss, feature_loss, follow, perceptual_loss, photo_network
+from pictures.sides import Sides
 from recipes import describe, resolve
 from report import Report
 from saving import Checkpoints, Saved
@@ -63,7 +64,7 @@ def target_loss(fake: Tensor, y: Tensor, config: Config) -> Losses:
 
     A term that is added here, and its weight below, appears in the bar, the table and the curves.
     """
-    if config.labels == "target":
+    if config.is_label("target"):
         return {"loss_classes": class_loss(fake, y)}
     losses = {"l1": F.l1_loss(fake, y)}
     if config.lambda_perceptual:
@@ -109,15 +110,15 @@ class TrainingState(Saved):
         return self.generator if self.average is None else self.average
 
 
-def new_state(config: Config, machine: Machine) -> TrainingState:
+def new_state(config: Config, sides: Sides, machine: Machine) -> TrainingState:
     """Return both networks, freshly initialised from the seed, with their optimisers."""
     if config.lambda_perceptual:
         photo_network(machine.device)  # that it is missing is better known now
     torch.manual_seed(config.seed)
-    generator = build_generator(config).to(machine.device)
+    generator = build_generator(config, sides).to(machine.device)
     discriminator = Discriminator(
-        config.input_nc,
-        config.output_nc,
+        generator.seen_nc,
+        sides.target.channels,
         ndf=config.ndf,
         n_layers_d=config.n_layers_d,
         norm=config.norm,
@@ -145,8 +146,8 @@ def train_step(
 
     Args:
         state: Its networks, optimisers and scaler are updated in place.
-        x: Inputs, (N, input_nc, H, W) in [-1, 1].
-        y: Targets, (N, output_nc, H, W) in [-1, 1].
+        x: Inputs, (N, channels, H, W) in [-1, 1].
+        y: Targets, likewise.
         config: Resolved settings.
         machine: The precision of the forward passes.
 
@@ -158,6 +159,7 @@ def train_step(
     with machine.autocast:
         fake = generator(x)
 
+    x = generator.as_seen(x)
     real_picture, fake_picture = generator.as_picture(y), generator.as_picture(fake)
     with machine.autocast:
         real_maps = discriminator.features(x, real_picture)
@@ -242,8 +244,8 @@ def train(config: Config, fresh: bool = False) -> None:
             return
         print(f"Settings of {config.name}:\n{describe(config, origin)}")
         machine = choose_machine(config.device, config.precision)
-        data = open_data(config)
-        state = checkpoints.restored(new_state(config, machine), data)
+        data = open_data(config, checkpoints.sides)
+        state = checkpoints.restored(new_state(config, data.sides, machine), data)
         report = Report(config, data, machine, state)
         with (
             StopRequest() as stop,
@@ -282,10 +284,10 @@ def train_epoch(
         optimizer.param_groups[0]["lr"] = learning_rate(config, state.epoch)
     while state.step < data.steps_per_epoch:
         batch = next(batches).to(machine.device, non_blocking=True)
-        x, y = normalise(batch, config.input_nc)
+        x, y = normalise(batch, data.sides)
         # The noise of a step (dropout) follows from its number, so a run goes on exactly.
         torch.manual_seed(derived_seed(config.seed, state.epoch, state.step))
-        losses = step(state, x, y, config, machine)
+        losses = step(state, x, y.clamp(-1, 1), config, machine)  # tanh reaches no further
         for name, loss in losses.items():
             state.totals[name] = state.totals.get(name, 0) + loss
         state.step += 1

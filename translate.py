@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,86 +19,131 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
-from dataset import denormalise, normalise
+from dataset import denormalise, scaled
 from devices import Machine, choose_machine
 from disk import make_folder
 from generator import Generator
-from pictures.decode import Decoded, PictureError, decode, image_of
-from pictures.jobs import FORMATS, Job, ahead, find_jobs, read, save
-from pictures.pairs import resize, to_channels
+from pictures.decode import Picture, PictureError, Reading, decode, read_picture
+from pictures.encode import HOLDS, as_opened, can_hold
+from pictures.jobs import Job, ahead, find_jobs, save
+from pictures.pairs import SQUARE, cut, resize
+from pictures.palettes import numbered
+from pictures.sides import OWN_RANGES, SCALABLE, Kind, Side, misfit, to_kind
 from progress import progress
 from scripts import is_out_of_memory, run_script
 from utils import load_generator, testing
 
 Scale = Literal["trained", "own", "crop"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Alpha = Literal["white", "keep"]
 TILE = 1024  # pixels; a multiple of every crop_size
+
+
+class UnlikeError(ValueError):
+    """A picture is of another kind than those that the generator was trained on."""
 
 
 # --- Pictures ---
 def translate(
     generator: Generator,
-    picture: Image.Image | Sequence[Image.Image],
+    picture: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray],
     *,
     scale: Scale | None = None,
     tile: int = TILE,
     seed: int | None = None,
     precision: Precision | None = None,
-) -> Image.Image | list[Image.Image]:
+    alpha: Alpha = "white",
+    whole: bool = False,
+) -> Image.Image | np.ndarray | list[Image.Image | np.ndarray]:
     """Translate a picture, or each of a list, to one of the same size.
 
     Args:
         generator: From ``load_generator``.
-        picture: Of any size and mode; turned upright by its EXIF orientation.
+        picture: Of any size, of the kind of the training's inputs (grey and colour, 8 and 16 bits
+            become the other); an array is (H, W), (H, W, channels) or (channels, H, W).
         scale: "trained" scales it as the training pictures were, which is the default where the
-            checkpoint says how; "own" leaves it as it is; "crop" squeezes it to crop_size. The
-            output is scaled back.
+            checkpoint says how; "own" leaves it as it is; "crop" squeezes it to crop_size, the
+            default where pictures of many sizes were. The output is scaled back.
         tile: Side in pixels of the overlapping tiles in which larger pictures are translated.
         seed: Switches dropout on (the paper's noise z) and seeds it; None: as the checkpoint says.
-        precision: Of the network; None: fp32 for outputs with 16 bits, else as in the training.
+        precision: Of the network; None: as in the training, but fp32 for outputs of over 8 bits.
+        alpha: "keep" makes transparent what was so; "white" leaves it drawn over white.
+        whole: Translate the whole of a picture that looks like a pair, where such were cut.
 
     Returns:
-        The output, or the list of outputs; grey ones of 16-bit pictures have 16 bits too, and
-        what was transparent is so again.
+        The output, or the list of outputs, of the type and in the units of the training's targets:
+        a picture, or where Pillow has no such pictures an array (H, W, channels).
 
     Raises:
         ValueError: A setting, or a picture that cannot be used.
     """
     pictures = picture if isinstance(picture, list | tuple) else [picture]
-    if not all(isinstance(one, Image.Image) for one in pictures):
-        raise ValueError(f"translate takes pictures from PIL.Image.open, not {picture!r}.")
-    options = {"scale": scale, "tile": tile, "seed": seed, "precision": precision}
-    decoded = [decode(one, f"picture {number}") for number, one in enumerate(pictures)]
-    outputs = [translate_decoded(generator, one, **options) for one in decoded]
+    if not all(isinstance(one, Image.Image | np.ndarray) for one in pictures):
+        raise ValueError(f"translate takes pictures from PIL.Image.open or arrays, not {picture!r}")
+    options = {"scale": scale, "tile": tile, "seed": seed, "precision": precision, "alpha": alpha}
+    reading = reading_of(generator)
+    decoded = [decode(one, f"picture {n}", reading) for n, one in enumerate(pictures)]
+    inputs = decoded if whole else [input_half(generator, one) for one in decoded]
+    outputs = [as_opened(translate_decoded(generator, one, **options)) for one in inputs]
     return outputs if pictures is picture else outputs[0]
+
+
+def reading_of(generator: Generator) -> Reading:
+    """Return how files are to be read for a generator: as those that it was trained on."""
+    config = generator.config
+    return Reading(config.alpha, bool(generator.sides.input.index), config.max_pixels)
+
+
+def input_half(generator: Generator, picture: Picture) -> Picture:
+    """Return the half to translate of a picture that looks like a pair, if such were cut."""
+    if not generator.side_by_side or generator.picture_size is None:
+        return picture
+    height, width = generator.picture_size
+    found_height, found_width = picture.pixels.shape[:2]
+    if abs(found_width / found_height / (2 * width / height) - 1) > SQUARE:
+        return picture
+    return cut(picture, half=int(generator.config.direction == "BtoA"))
 
 
 def translate_decoded(
     generator: Generator,
-    picture: Decoded,
+    picture: Picture,
     *,
     scale: Scale | None = None,
     tile: int = TILE,
     seed: int | None = None,
     precision: Precision | None = None,
-) -> Image.Image:
+    alpha: Alpha = "white",
+) -> Picture:
     """Translate a picture that is decoded already, see ``translate``."""
-    config = generator.config
+    config, (source, target) = generator.config, generator.sides
     _check_tile(tile, config.crop_size)
-    scaled = _scaled(picture.pixels, generator, scale)
-    padded = torch.from_numpy(_padded(scaled, config.crop_size)).movedim(2, 0)[None]
-    # No format here holds colours of 16 bits.
-    depth = scaled.dtype if config.output_nc == 1 else np.dtype(np.uint8)
-    # Half precision has errors that 16 bits would show.
-    usual = "fp32" if depth == np.uint16 else config.precision
+    ready = _scaled(_as_trained(picture, source), generator, scale)
+    padded = torch.from_numpy(_padded(ready, config.crop_size)).movedim(2, 0)[None]
+    # Half precision has errors that more than 8 bits would show.
+    usual = config.precision if target.dtype == "uint8" else "fp32"
     machine = choose_machine(next(generator.parameters()).device, precision or usual)
     with _seeded(generator, seed):
-        fake = _apply(generator, padded, tile, machine)[0]  # (output_nc, H, W)
-    output = denormalise(_unpadded(fake, scaled.shape), depth)
-    output = resize(output, picture.pixels.shape, config.nearest in ("target", "both"))
-    if picture.alpha is not None:
-        output = np.concatenate([output, picture.alpha], axis=2)
-    return image_of(output)
+        fake = _apply(generator, padded, tile, machine)[0]  # (channels, H, W)
+    output = denormalise(_unpadded(fake, ready.shape), target)
+    nearest = target.is_exact or config.nearest in ("target", "both")
+    output = resize(output, picture.pixels.shape, nearest)
+    if target.index:
+        output = numbered(output, target.palette)[..., None]
+    kept = picture.alpha if alpha == "keep" and output.dtype.name in SCALABLE else None
+    if kept is not None:
+        kept = to_kind(kept, Kind(1, output.dtype.name)).round().astype(output.dtype)
+    return Picture(output, kept, target.index, picture.tags)
+
+
+def _as_trained(picture: Picture, side: Side) -> np.ndarray:
+    """Return the pixels of a picture as those of the training's inputs are, or say why not."""
+    why = misfit(picture.kind, side.kind)
+    if picture.kind.dtype != side.dtype and (side.low, side.high) != OWN_RANGES[side.dtype]:
+        why = f"it has {picture.kind}; the training pictures have {side.describe()}"
+    if why:
+        raise UnlikeError(why)
+    return to_kind(picture.pixels, side.kind)
 
 
 def _check_tile(tile: int, multiple: int) -> None:
@@ -109,11 +155,11 @@ def _check_tile(tile: int, multiple: int) -> None:
 
 
 def _scaled(pixels: np.ndarray, generator: Generator, scale: Scale | None) -> np.ndarray:
-    """Return the picture as the generator is used to see it, (h, w, input_nc)."""
+    """Return the picture as large as the generator is used to see it, (h, w, channels)."""
     config, trained_on = generator.config, generator.picture_size
     height, width = pixels.shape[:2]
-    pixels = to_channels(pixels, config.input_nc)
-    scale = scale or ("trained" if trained_on else "own")
+    usual = "crop" if generator.mixed_sizes else "trained"
+    scale = scale or (usual if trained_on else "own")
     if scale == "own":
         return pixels
     if scale == "crop":
@@ -129,7 +175,8 @@ def _scaled(pixels: np.ndarray, generator: Generator, scale: Scale | None) -> np
         shape = tuple(
             max(1, round(s * ratio)) for s, ratio in zip((height, width), ratios, strict=True)
         )
-    return resize(pixels, shape, config.nearest in ("input", "both"))
+    nearest = generator.sides.input.is_exact or config.nearest in ("input", "both")
+    return resize(pixels, shape, nearest)
 
 
 def _padded(pixels: np.ndarray, multiple: int) -> np.ndarray:
@@ -161,13 +208,13 @@ def _seeded(generator: Generator, seed: int | None) -> Iterator[None]:
 
 
 def _apply(generator: Generator, batch: Tensor, tile: int, machine: Machine) -> Tensor:
-    """Return the outputs (N, output_nc, H, W) in [-1, 1] for integers (N, input_nc, H, W)."""
-    x = normalise(batch.to(machine.device), generator.config.input_nc)[0]
+    """Return the outputs (N, channels, H, W) in [-1, 1] for numbers as in files, likewise."""
+    x = scaled(batch.to(machine.device), generator.sides.input).clamp(-1, 1)
     rows, columns = (_tile_starts(side, tile) for side in x.shape[2:])
     with machine.autocast:
         if len(rows) == len(columns) == 1:
             return generator(x)
-        total = x.new_zeros(len(x), generator.config.output_nc, *x.shape[2:])
+        total = x.new_zeros(len(x), generator.sides.target.channels, *x.shape[2:])
         weight = x.new_zeros(x.shape[2:])
         for top, left in product(rows, columns):
             place = (..., slice(top, top + tile), slice(left, left + tile))
@@ -194,30 +241,56 @@ def _ramp(length: int, tile: int, device: torch.device) -> Tensor:
 
 
 # --- Files ---
-def translate_jobs(generator: Generator, jobs: Sequence[Job], **options: Any) -> list[PictureError]:
+def translate_jobs(
+    generator: Generator, jobs: Sequence[Job], *, whole: bool = False, **options: Any
+) -> list[PictureError]:
     """Translate files; reading and writing go on beside the network.
 
     Args:
         generator: From ``load_generator``.
         jobs: From ``find_jobs``.
-        **options: ``scale``, ``tile`` and ``precision`` of ``translate``.
+        whole: As in ``translate``.
+        **options: ``scale``, ``tile``, ``precision`` and ``alpha`` of ``translate``.
 
     Returns:
-        What is wrong with each picture that could not be read or written.
+        What is wrong with each picture that could not be read, translated or written.
     """
+    seen = {"cut": 0, "transparent": 0}
 
-    def outputs(pool: Executor) -> Iterator[tuple[Path, Image.Image] | PictureError]:
-        pictures = zip(jobs, ahead(pool, read, jobs), strict=True)
+    def outputs(pool: Executor) -> Iterator[tuple[Path, Picture] | PictureError]:
+        read = partial(read_picture, reading=reading_of(generator))
+        pictures = zip(jobs, ahead(pool, read, [job.source for job in jobs]), strict=True)
         for job, picture in progress(pictures, desc="translating", total=len(jobs), unit="picture"):
             if isinstance(picture, PictureError):
                 yield picture
                 continue
+            half = picture if whole else input_half(generator, picture)
+            seen["cut"] += half is not picture
+            seen["transparent"] += half.is_transparent
             for seed, target in job.targets.items():
-                yield target, translate_decoded(generator, picture, seed=seed, **options)
+                try:
+                    yield target, translate_decoded(generator, half, seed=seed, **options)
+                except UnlikeError as error:
+                    yield PictureError({job.source: str(error)})
 
     with ThreadPoolExecutor() as pool:
-        saved = ahead(pool, save, outputs(pool))
-        return [error for error in saved if isinstance(error, PictureError)]
+        failed = [e for e in ahead(pool, save, outputs(pool)) if isinstance(e, PictureError)]
+    _say_what_was_done(generator, seen, options.get("alpha"))
+    return failed
+
+
+def _say_what_was_done(generator: Generator, seen: dict[str, int], alpha: Alpha | None) -> None:
+    if seen["cut"]:
+        half = "right" if generator.config.direction == "BtoA" else "left"
+        print(
+            f"{seen['cut']} pictures are pairs, as in the training: their {half} halves were "
+            "translated (--whole translates all of them)"
+        )
+    if seen["transparent"] and alpha != "keep":
+        print(
+            f"{seen['transparent']} pictures are partly transparent and were drawn over white "
+            "(--alpha keep makes the outputs transparent there)"
+        )
 
 
 # --- The script ---
@@ -228,8 +301,10 @@ def translate_files(
     scale: Scale | None = None,
     tile: int = TILE,
     samples: int = 0,
-    suffix: Literal[".png", ".tif", ".jpg"] = ".png",
+    suffix: Literal[".png", ".tif", ".npy", ".jpg"] | None = None,
     skip_existing: bool = False,
+    alpha: Alpha = "white",
+    whole: bool = False,
     precision: Precision | None = None,
     device: str = "auto",
 ) -> int:
@@ -240,21 +315,26 @@ def translate_files(
         source: A picture, a folder (the tree below it is kept), or a pattern ("photos/*.jpg").
         output: File for one picture, folder for several.
         scale: trained scales as the training pictures were (default), own does not scale (default
-            for the authors' files), crop squeezes to crop_size; the output is scaled back.
+            for the authors' files), crop squeezes to crop_size (default after a training on
+            pictures of many sizes); the output is scaled back.
         tile: Larger pictures are translated in overlapping tiles of this side, in pixels.
         samples: Outputs a picture, with dropout on (the paper's noise z) and seeded; 0: one, plain.
-        suffix: Format of the outputs in a folder.
+        suffix: Format of the outputs in a folder; if not given, .png where that holds them.
         skip_existing: Leave out pictures whose outputs exist.
-        precision: auto, fp32, bf16 or fp16; if not given, as in the training, and fp32 for 16 bits.
+        alpha: keep makes the output transparent where the input is; white draws that over white.
+        whole: Translate the whole of pictures that look like the pairs of the training.
+        precision: auto, fp32, bf16 or fp16; if not given, as in the training, fp32 if over 8 bits.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
         How many pictures could not be translated.
     """
     generator = load_generator(checkpoint, device)
+    suffix = suffix or _usual_suffix(generator.sides.target)
     jobs = _jobs_left(source, output, suffix, samples, skip_existing)
-    options = {"scale": scale, "tile": tile, "precision": precision}
-    failed = translate_jobs(generator, jobs, **options)
+    _check_formats(jobs, generator.sides.target, alpha)
+    options = {"scale": scale, "tile": tile, "precision": precision, "alpha": alpha}
+    failed = translate_jobs(generator, jobs, whole=whole, **options)
     print(f"{len(jobs) - len(failed)} pictures translated to {output}")
     if failed:
         print(f"{len(failed)} could not be translated:", *failed, sep="\n", file=sys.stderr)
@@ -274,9 +354,24 @@ def _jobs_left(
     targets = [path for job in jobs for path in job.targets.values()]
     if targets:
         make_folder(targets[0].parent if len(jobs) == 1 else output)
-    if any(FORMATS[path.suffix.lower()] == "JPEG" for path in targets):
-        print("JPEG changes pixels and drops transparency; PNG (--suffix .png) keeps both.")
     return jobs
+
+
+def _usual_suffix(side: Side) -> str:
+    shown = side.dtype in SCALABLE and side.channels in (1, 3)
+    return ".png" if shown else ".tif"
+
+
+def _check_formats(jobs: Sequence[Job], side: Side, alpha: Alpha) -> None:
+    """Refuse formats that cannot hold the outputs, and say what JPEG loses."""
+    dtype, channels = side.dtype, 1 if side.index else side.channels
+    suffixes = {path.suffix for job in jobs for path in job.targets.values()}
+    for suffix in suffixes:
+        if not can_hold(suffix, dtype, channels):
+            kind = Kind(channels, dtype)
+            raise ValueError(f"{suffix} does not hold the outputs, {kind}; use .tif or .npy.")
+    if any(HOLDS[suffix.lower()][0] == "JPEG" for suffix in suffixes):
+        print("JPEG changes pixels and drops transparency; PNG (--suffix .png) keeps both.")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +14,8 @@ from authors import import_generator
 from config import Config, plain_name
 from devices import pick_device
 from generator import Generator
-from recipes import palette_of, resolve
+from pictures.sides import Side, Sides
+from recipes import palettes_of, resolve
 
 
 class CheckpointError(ValueError):
@@ -68,39 +69,29 @@ def load_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def build_generator(config: Config, palette: Sequence[Sequence[int]] | None = None) -> Generator:
+def build_generator(config: Config, sides: Sides) -> Generator:
     """Return the generator that a resolved ``config`` describes, freshly initialised.
 
     Args:
         config: Its settings.
-        palette: Colours (0 to 255) of the classes, where they are not those of the data set.
-
-    Raises:
-        ValueError: Classes are to be learned, and their colours are not known.
+        sides: What its inputs and outputs are as files.
     """
-    if palette is None and config.labels == "target":
-        named = palette_of(config)
-        if named is None:
-            raise ValueError(
-                f"labels is target, but the targets of {config.dataset} are not label pictures "
-                "with a palette in pictures/palettes.py, which knows those of the data sets in one "
-                "folder called towns, maps or facades; leave labels out, or rename the folder."
-            )
-        palette = list(named.values())
     generator = Generator(
-        config.input_nc,
-        config.output_nc,
+        sides.input.channels,
+        sides.target.channels,
         crop_size=config.crop_size,
         bottleneck=config.bottleneck,
         ngf=config.ngf,
         norm=config.norm,
         dropout=config.dropout,
         even_start=config.even_start,
-        palette=palette,
+        palette=sides.target.colours if config.is_label("target") else None,
+        soft_edges=not sides.target.is_exact,
+        input_palette=sides.input.colours if config.is_label("input") else None,
         dropout_at_test=config.dropout_at_test,
         batch_norm_at_test=config.batch_norm_at_test,
     )
-    generator.config = config
+    generator.config, generator.sides = config, sides
     return generator
 
 
@@ -129,9 +120,10 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
         device: Where to put it; "auto" is CUDA, else Apple's MPS, else the CPU.
 
     Returns:
-        The module, configured for test, its settings as ``generator.config``, and as
-        ``generator.picture_size`` the height and width of its training pictures (None where the
-        file does not say). It takes (N, input_nc, H, W) in [-1, 1], H and W divisible by crop_size.
+        The module, configured for test, its settings as ``generator.config``, what its inputs and
+        outputs are as files as ``generator.sides``, and as ``generator.picture_size`` the height
+        and width of its training pictures (None where the file does not say). It takes
+        (N, channels, H, W) in [-1, 1], H and W divisible by crop_size.
 
     Raises:
         CheckpointError: The file is damaged or holds no such generator.
@@ -143,14 +135,26 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Gen
     if _is_ours(content):
         config = config_from(content, path)
         weights = content.get("average") or content["generator"]
-        generator = build_generator(config, weights.get("palette"))
+        generator = build_generator(config, _sides_from(content, config))
         generator.load_state_dict(weights)
-        generator.picture_size = content.get("picture_size")
+        for fact in ("picture_size", "side_by_side", "mixed_sizes"):
+            setattr(generator, fact, content.get(fact, getattr(generator, fact)))
     else:
         generator, config = _import(content, path)
-        generator.picture_size = None
     generator.config = config
     return generator.eval().requires_grad_(False).to(pick_device(str(device)))
+
+
+def _sides_from(content: dict[str, Any], config: Config) -> Sides:
+    """Return what inputs and outputs are; older files do not say it."""
+    return Sides.from_saved(content["sides"]) if "sides" in content else known_sides(config)
+
+
+def known_sides(config: Config) -> Sides:
+    """Return what the pictures of a data set are as far as its name tells: of 8 bits."""
+    channels = (config.input_nc or 3, config.output_nc or 3)
+    palettes = palettes_of(config)
+    return Sides(*(Side(n, palette=p) for n, p in zip(channels, palettes, strict=True)))
 
 
 def _import(content: Any, path: Path) -> tuple[Generator, Config]:

@@ -16,14 +16,26 @@ import numpy as np
 from numpy.lib.format import dtype_to_descr, open_memmap, write_array_header_1_0
 
 from disk import check_space, is_full, reason_of, remove_drafts, whole_file
-from pictures.decode import BadPictures, Header, PictureError
+from pictures.decode import BadPictures, PictureError
 from pictures.jobs import ahead
 from pictures.layouts import Pair
-from pictures.pairs import Recipe, check_pair, content_of, read_pair, shape_of
+from pictures.pairs import (
+    Kinds,
+    PairHeader,
+    Recipe,
+    check_kinds,
+    check_pair,
+    content_of,
+    read_pair,
+    settle_kinds,
+    shape_of,
+)
+from pictures.sides import Kind, common_dtype
 from progress import progress
 
 N_THREADS = min(8, os.cpu_count() or 1)
-FORMAT = 5  # to be raised when what is stored changes for the same pairs and recipe
+Read = tuple[np.ndarray, bool, str]  # a pair, whether any of it was transparent, hash of its files
+FORMAT = 6  # to be raised when what is stored changes for the same pairs and recipe
 
 
 class PairCache:
@@ -41,6 +53,7 @@ class PairCache:
         pairs: The pairs that can be used, in the order given.
         sizes: Original (height, width) of the input, per pair.
         contents: A hash of the files, per pair.
+        kinds: What the inputs are, and the targets.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
@@ -66,7 +79,7 @@ class PairCache:
         self.pairs = tuple(pairs[number] for number in index["good"])
         self.sizes = [(height, width) for height, width in index["sizes"]]
         self.contents: list[str] = index["contents"]
-        self.dtype = np.dtype(index["dtype"])
+        self.kinds: Kinds = tuple(Kind(*kind) for kind in index["kinds"])
         self.shapes = [tuple(shape) for shape in index["shapes"]]
         self.starts = [0, *accumulate(map(math.prod, self.shapes))]
         self.is_stored = self._pixels is not None
@@ -74,6 +87,11 @@ class PairCache:
         if bad.errors:
             left_out = f"{len(bad.errors)} of {len(pairs)} pairs cannot be used and are left out"
             self.notes.append(f"{left_out}:\n{bad.files()}")
+        if index["n_transparent"]:
+            self.notes.append(
+                f"{index['n_transparent']} of {len(self.pairs)} pairs are partly transparent and "
+                "are drawn over white; with --alpha keep opacity is a channel"
+            )
         if not self.is_stored:
             self.notes.append(
                 f"the cache would need {index['n_bytes'] / 1e9:.1f} GB, over cache_limit_gb "
@@ -89,7 +107,7 @@ class PairCache:
         """
         if not self.is_stored:
             try:
-                return read_pair(self.pairs[index], self.recipe, self.dtype)
+                return read_pair(self.pairs[index], self.recipe, self.kinds)[0]
             except PictureError as error:
                 raise BadPictures([error], len(self.pairs), can_skip=False) from error
         if self._pixels is None:
@@ -133,7 +151,8 @@ def _load(path: Path) -> tuple[dict[str, Any] | None, np.ndarray | None]:
         pixels = np.asarray(open_memmap(path, mode="r"))
     except Exception:  # damaged bytes make NumPy raise nearly anything
         return index, None
-    expected = (np.dtype(index["dtype"]), sum(map(math.prod, index["shapes"])))
+    dtype = common_dtype(Kind(*kind) for kind in index["kinds"])
+    expected = (dtype, sum(map(math.prod, index["shapes"])))
     return index, pixels if (pixels.dtype, pixels.size) == expected else None
 
 
@@ -156,44 +175,62 @@ def _build(path: Path, pairs: Sequence[Pair], recipe: Recipe) -> None:
         remove_drafts(path.parent)
         check = partial(check_pair, recipe=recipe)
         headers = list(_each(pool, check, pairs, "checking pictures"))
-        good = [header for header in headers if isinstance(header, Header)]
-        dtype = np.dtype(np.uint16 if any(header.deep for header in good) else np.uint8)
-        n_bytes = sum(math.prod(shape_of(h, recipe)) for h in good) * dtype.itemsize
+        good = [header for header in headers if isinstance(header, PairHeader)]
+        if not good:
+            raise BadPictures(headers, len(pairs))
+        kinds = settle_kinds(good, recipe)
+        headers = [_fitting(*one, kinds, recipe) for one in zip(pairs, headers, strict=True)]
+        dtype, good = common_dtype(kinds), [h for h in headers if isinstance(h, PairHeader)]
+        n_bytes = sum(math.prod(shape_of(h, recipe, kinds)) for h in good) * dtype.itemsize
         checked = zip(pairs, headers, strict=True)
         sound = [head if isinstance(head, PictureError) else pair for pair, head in checked]
 
-        def read(pair: Pair) -> tuple[np.ndarray, str]:
-            return read_pair(pair, recipe, dtype), content_of(pair)
+        def read(pair: Pair) -> Read:
+            return *read_pair(pair, recipe, kinds), content_of(pair)
 
         pictures = _each(pool, read, sound, "decoding pictures")
         store = _npy_file(path, dtype, n_bytes) if _fits(n_bytes, recipe) else None
         with store or contextlib.nullcontext() as file:
-            index = {"dtype": dtype.name, "n_bytes": n_bytes} | _write(file, headers, pictures)
+            index = {"kinds": kinds, "n_bytes": n_bytes} | _write(file, headers, pictures)
             if index["bad"] and recipe.on_bad_picture == "stop":
                 raise _bad_pictures(index, len(pairs))
         draft.write_text(json.dumps(index))
 
 
+def _fitting(
+    pair: Pair, header: PairHeader | PictureError, kinds: Kinds, recipe: Recipe
+) -> PairHeader | PictureError:
+    """Return the header, or why the pair does not fit those that are of one kind."""
+    try:
+        if isinstance(header, PairHeader):
+            check_kinds(pair, header, kinds, recipe)
+    except PictureError as error:
+        return error
+    return header
+
+
 def _write(
     file: BinaryIO | None,
-    headers: Sequence[Header | PictureError],
-    pictures: Iterator[tuple[np.ndarray, str] | PictureError],
+    headers: Sequence[PairHeader | PictureError],
+    pictures: Iterator[Read | PictureError],
 ) -> dict[str, Any]:
     """Write the arrays that could be read, if to a file, and say which, and why others not."""
     found: dict[str, list] = {name: [] for name in ("good", "sizes", "contents", "shapes", "bad")}
+    n_transparent = 0
     for number, (header, picture) in enumerate(zip(headers, pictures, strict=True)):
         if isinstance(picture, PictureError):
             reasons = {str(path.absolute()): why for path, why in picture.reasons.items()}
             found["bad"].append((reasons, picture.advice))
             continue
-        array, content = picture
+        array, is_transparent, content = picture
+        n_transparent += is_transparent
         found["good"].append(number)
         found["contents"].append(content)
         found["shapes"].append(array.shape)
         found["sizes"].append((header.height, header.width))
         if file:
             file.write(array.data)
-    return found
+    return found | {"n_transparent": n_transparent}
 
 
 def _each(

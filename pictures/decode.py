@@ -3,15 +3,17 @@
 import contextlib
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from pictures.formats import FILL, Raw, UnusableError, opened_raw, raw_array, raw_image
 from pictures.layouts import listed
-
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+from pictures.palettes import painted
+from pictures.sides import OWN_RANGES, Kind
 
 
 class PictureError(ValueError):
@@ -65,131 +67,114 @@ class BadPictures(ValueError):  # noqa: N818 - the pictures, as listed, are the 
         return listed([line for error in self.errors for line in error.lines()])
 
 
+class Reading(NamedTuple):
+    """How files are read."""
+
+    alpha: str = "white"
+    """What becomes of opacity: white draws the picture over white, keep makes it a channel."""
+    labels: bool = False
+    """Whether they are label pictures, whose numbers and palettes stand for classes."""
+    max_pixels: int | None = None
+    """Pixels of the largest picture; None is Pillow's limit, against files made to fill memory."""
+
+
+PLAIN = Reading()
+
+
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a picture say.
-
-    Attributes:
-        height: Pixels from top to bottom, after EXIF rotation.
-        width: Pixels from left to right, after EXIF rotation.
-        deep: Whether it is read as 16 bits a channel.
-    """
+    """What the first bytes of a picture say: its size once upright, and what its numbers are."""
 
     height: int
     width: int
-    deep: bool
+    kind: Kind
 
 
-def read_header(path: Path) -> Header:
-    """Read size and depth of a picture without decoding it.
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, upright."""
+
+    pixels: np.ndarray
+    """(H, W, channels), uint8, uint16, int16 or float32; classes without colours are painted."""
+    alpha: np.ndarray | None = None
+    """Its opacity, (H, W, 1) of the type of ``pixels``, where it has been drawn over white."""
+    index: str = ""
+    """As ``Kind.index``."""
+    tags: dict[int, tuple] = field(default_factory=dict)
+    """Where on Earth it lies: TIFF tags as tifffile writes them."""
+
+    @property
+    def kind(self) -> Kind:
+        """What its numbers are."""
+        return Kind(self.pixels.shape[2], self.pixels.dtype.name, self.index)
+
+    @property
+    def is_transparent(self) -> bool:
+        """Whether any of it was, and has been drawn over white."""
+        return self.alpha is not None and bool((self.alpha < np.iinfo(self.alpha.dtype).max).any())
+
+
+def read_header(path: Path, reading: Reading = PLAIN) -> Header:
+    """Read size and kind of a picture without decoding it.
 
     Raises:
         PictureError: If the file cannot be opened or is of a kind that is not read.
     """
-    with opened(path) as image:
-        return _header_of(image)
+    with _opened(path, reading) as raw:
+        return _header_of(raw, reading)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Decode one picture, turned upright by its EXIF orientation, what is transparent over white.
+def read_picture(path: Path, reading: Reading = PLAIN) -> Picture:
+    """Decode one picture, turned upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 1-bit pictures become what they look like. 16 bits are kept for grey
-    alone, as Pillow reads no others; in colour the upper 8 remain.
-
-    Returns:
-        Array (height, width, 1 or 3), uint8 (0 to 255) or, for 16-bit grey, uint16 (0 to 65535).
+    Palette, CMYK and 1-bit pictures become what they look like, and colours those of sRGB.
 
     Raises:
         PictureError: If it cannot be decoded.
     """
-    with opened(path) as image:
-        header, pixels = _header_of(image), pixels_of(image)
-        if pixels.shape[:2] != (header.height, header.width):
+    with _opened(path, reading) as raw:
+        header, picture = _header_of(raw, reading), _picture_of(raw, reading)
+        if picture.pixels.shape[:2] != (header.height, header.width):
             raise PictureError({path: "its EXIF rotation stands after its pixels; save it upright"})
-        return pixels
+        return picture
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A picture: ``pixels`` (H, W, 1 or 3), uint8 or uint16; ``alpha`` (H, W, 1), uint8."""
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None
-
-
-def decode(image: Image.Image, name: str = "the picture") -> Decoded:
-    """Return an opened picture as arrays, its pixels as from ``read_picture``.
+def decode(
+    picture: Image.Image | np.ndarray, name: str = "the picture", reading: Reading = PLAIN
+) -> Picture:
+    """Return what ``read_picture`` would of a file, for a picture that is open already.
 
     Args:
-        image: The picture.
+        picture: From Pillow, or an array (H, W), (H, W, channels) or (channels, H, W).
         name: What an error calls it.
+        reading: How to read it.
 
     Raises:
         PictureError: It is of a kind that has no agreed meaning here.
     """
-    _check_kind(Path(name), image)
-    deep, upright = _is_deep(image), _upright(image)
-    alpha = None
-    if upright.has_transparency_data and not deep:
-        alpha = np.asarray(upright.convert("RGBA").getchannel("A"))[..., None]
-    return Decoded(_array(upright, deep), alpha)
-
-
-def pixels_of(image: Image.Image) -> np.ndarray:
-    """Return the pixels of an opened picture as ``read_picture`` does."""
-    return _array(_upright(image), _is_deep(image))
-
-
-def _array(image: Image.Image, deep: bool) -> np.ndarray:
-    # A 16-bit picture may have its bytes in either order.
-    pixels = np.asarray(image).astype(np.uint16) if deep else np.asarray(_plain(image))
-    return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def image_of(pixels: np.ndarray) -> Image.Image:
-    """Return pixels, (height, width, 1 to 4) uint8 or (height, width, 1) uint16, as a picture."""
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    raw_of = raw_array if isinstance(picture, np.ndarray) else raw_image
+    try:
+        return _picture_of(raw_of(picture, reading.labels), reading)
+    except UnusableError as error:
+        raise PictureError({Path(name): error.reason}, error.advice) from error
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture.
-
-    Raises:
-        PictureError: Whatever goes wrong with it, in here or in the block.
-    """
+def _opened(path: Path, reading: Reading) -> Iterator[Raw]:
+    """Open a picture; whatever goes wrong with it, in here or in the block, is a PictureError."""
+    if reading.max_pixels:
+        Image.MAX_IMAGE_PIXELS = reading.max_pixels  # Pillow has no other place for it
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise PictureError({path: "not a plain file"})  # a pipe would be waited for
-        with Image.open(path, formats=FORMATS) as image:
-            _check_kind(path, image)
-            yield image
+        with opened_raw(path, reading.labels) as raw:
+            yield raw
     except PictureError:
         raise
-    except Exception as error:  # damaged files make Pillow raise nearly anything
+    except UnusableError as error:
+        raise PictureError({path: error.reason}, error.advice) from error
+    except Exception as error:  # damaged files make the libraries raise nearly anything
         raise PictureError({path: _reason(path, error)}) from error
-
-
-def _check_kind(path: Path, image: Image.Image) -> None:
-    # What many phones write as .jpg is an MPO: the photo first, then a preview or a depth map.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise PictureError({path: f"an animation or a stack of {image.n_frames} pictures"})
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        kind = "fractional numbers" if image.mode == "F" else "32-bit numbers"
-        raise PictureError(
-            {path: f"its pixels are {kind}, which have no agreed black and white"},
-            "Pictures of fractional or 32-bit numbers: scale them to 0 to 65535 and save them as "
-            "16-bit grey PNG or TIFF",
-        )
-    if image.format == "TIFF" and _is_deep(image):
-        bits = image.tag_v2.get(ExifTags.Base.BitsPerSample, (16,))
-        white_is_zero = image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
-        if bits != (16,) or white_is_zero:
-            kind = "count from white to black" if white_is_zero else f"have {bits[0]} bits"
-            raise PictureError(
-                {path: f"its grey values {kind}, which would be read wrong"},
-                "Grey TIFF of unusual depth or order: save it as a plain 16-bit grey PNG or TIFF",
-            )
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -198,56 +183,71 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} million pixels; shrink it"
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        return f"more than {most} million pixels; shrink it, or raise max_pixels if it is meant"
     if path.stat().st_size == 0:
         return "an empty file (0 bytes)"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a PNG, JPEG, WebP, TIFF or BMP picture, or cut short"
+        return "not a PNG, JPEG, WebP, TIFF, BMP or NumPy picture, or cut short"
     return f"it cannot be decoded ({error or type(error).__name__})"
 
 
-def _header_of(image: Image.Image) -> Header:
-    width, height = image.size
-    if image.format == "TIFF":  # by Pillow's version, its size is turned already or not
-        width = image.tag_v2[ExifTags.Base.ImageWidth]
-        height = image.tag_v2[ExifTags.Base.ImageLength]
-    if _orientation(image) >= 5:  # 5 to 8 turn by a quarter
-        width, height = height, width
-    return Header(height, width, _is_deep(image))
+def _header_of(raw: Raw, reading: Reading) -> Header:
+    height, width = raw.height, raw.width
+    if raw.orientation() in range(5, 9):  # these turn by a quarter
+        height, width = width, height
+    if raw.index:
+        return Header(height, width, Kind(index=raw.index))
+    drawn = _is_drawn(raw, reading)
+    return Header(height, width, Kind(raw.channels - drawn, raw.dtype.name))
 
 
-def _is_deep(image: Image.Image) -> bool:
-    # Before Pillow 11 a 16-bit PNG has the mode "I".
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+def _is_drawn(raw: Raw, reading: Reading) -> bool:
+    """Whether a picture's opacity is used up by drawing it over white."""
+    return bool(raw.opacity) and reading.alpha == "white" and OWN_RANGES[raw.dtype.name] is not None
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Convert any 8-bit mode to the L or RGB that it looks like."""
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        above = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), above)
-    return image.convert("L" if grey else "RGB")
+def _picture_of(raw: Raw, reading: Reading) -> Picture:
+    pixels, alpha = raw.load(), None
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise UnusableError(f"{(~np.isfinite(pixels)).mean():.1%} of it is NaN or infinite", FILL)
+    pixels = _upright(pixels, raw.orientation())
+    if raw.index:
+        return Picture(_painted(pixels), index=raw.index, tags=raw.tags)
+    if _is_drawn(raw, reading):
+        pixels, alpha = _over_white(pixels, raw.opacity == "scaled")
+    return Picture(pixels, alpha, tags=raw.tags)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # which turns a TIFF, and finds what a PNG tells after its pixels
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation = _orientation(image)
-    if orientation == 1:
-        return image
-    image = image.copy()
-    image.info["exif"] = exif.tobytes()  # alone: over other data that are damaged Pillow stumbles
-    return ImageOps.exif_transpose(image)
+def _painted(numbers: np.ndarray) -> np.ndarray:
+    if numbers.min() < 0 or numbers.max() > 255 or (numbers % 1).any():
+        raise UnusableError(
+            f"its numbers, {numbers.min():g} to {numbers.max():g}, are not those of classes, which "
+            "are whole ones from 0 to 255"
+        )
+    return painted(numbers[..., 0].astype(np.uint8))
 
 
-def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # asking further would decode the whole picture
-    value = 1
-    with contextlib.suppress(Exception):  # damaged EXIF data do not spoil the picture
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return value if value in range(1, 9) else 1
+def _over_white(pixels: np.ndarray, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a picture, whose last channel is opacity, over white; return that channel as well."""
+    colours, alpha = pixels[..., :-1], pixels[..., -1:]
+    white = np.iinfo(pixels.dtype).max
+    if (alpha == white).all():
+        return np.ascontiguousarray(colours), alpha
+    share = alpha / white
+    drawn = (colours if scaled else colours * share) + white * (1 - share)
+    return drawn.round().clip(0, white).astype(pixels.dtype), alpha
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, channels) as EXIF says; 5 to 8 lie on their side."""
+    if orientation in range(5, 9):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
 
 
 def _printable(path: Path) -> str:

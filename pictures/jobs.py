@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from PIL import Image
-
 from disk import is_full, reason_of, whole_file
-from pictures.decode import Decoded, PictureError, decode, image_of, opened, pixels_of
+from pictures.decode import Picture, PictureError
+from pictures.encode import HOLDS, write
 from pictures.layouts import SUFFIXES, check_folder, listed, normal_name, pictures_below
 
 A, B = TypeVar("A"), TypeVar("B")
-FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,9 @@ def find_jobs(source: str, output: Path, *, suffix: str = ".png", samples: int =
     """
     source, output = os.path.expanduser(source), Path(os.path.expanduser(output))
     one_file = os.path.isfile(source) and bool(output.suffix) and not output.is_dir()
-    if one_file and output.suffix.lower() not in FORMATS:
+    if one_file and output.suffix.lower() not in HOLDS:
         raise ValueError(
-            f"{output} cannot be written; end it in {', '.join(FORMATS)}, or name a folder."
+            f"{output} cannot be written; end it in {', '.join(HOLDS)}, or name a folder."
         )
     found = [Path(source)] if os.path.isfile(source) else _pictures_at(source)
     root = Path(source).parent if os.path.isfile(source) else _root(source)
@@ -111,32 +108,17 @@ def _place(path: Path) -> str:
     return normal_name(os.path.realpath(path)).casefold()
 
 
-def read(job: Job) -> Decoded:
-    """Return the picture of a job.
-
-    Raises:
-        PictureError: It cannot be read.
-    """
-    with opened(job.source) as image:
-        return decode(image)
-
-
-def save(output: tuple[Path, Image.Image]) -> None:
+def save(output: tuple[Path, Picture]) -> None:
     """Write a picture so that no moment leaves half of it under its name.
 
     Raises:
         PictureError: It cannot be written.
         OSError: The disk is full, as it will be for the next one.
     """
-    path, image = output
-    form = FORMATS[path.suffix.lower()]
-    if form == "JPEG":
-        image = image_of(pixels_of(image))  # over white: it knows no transparency
-        if image.mode == "I;16":
-            image = image_of((np.asarray(image)[..., None] // 257).astype(np.uint8))
+    path, picture = output
     try:
         with whole_file(path) as draft:
-            image.save(draft, format=form, **({"quality": 95} if form == "JPEG" else {}))
+            write(draft, picture, HOLDS[path.suffix.lower()][0])
     except OSError as error:
         if is_full(error):
             raise OSError(f"{path} cannot be written: {reason_of(error)}; free some.") from error

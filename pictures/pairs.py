@@ -2,15 +2,17 @@
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from pictures.decode import Header, PictureError, read_header, read_picture
+from pictures.decode import Header, Picture, PictureError, Reading, read_header, read_picture
 from pictures.layouts import Pair
+from pictures.sides import Kind, common_dtype, kind_of_all, misfit, to_kind
 
 MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
 MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk
@@ -23,30 +25,42 @@ _ADVICE = (
     "halves are equal but not square, and input_dir and target_dir if inputs and targets are files "
     "of their own"
 )
+_ALIKE = (
+    "All inputs must be of one kind, and all targets: grey and colour, or 8 and 16 bits, are "
+    "turned into each other, other numbers are not. input_nc and output_nc say how many channels"
+)
 # What happens to a pair after it was stacked, or does not change it.
-_LATER = ("load_size", "crop_size", "augment", "flip", "seed")
+_LATER = ("load_size", "crop_size", "augment", "flip", "seed", "max_pixels")
 _LATER += ("on_bad_picture", "cache_dir", "cache_limit_gb")
+ROLES = ("input", "target")
+Kinds = tuple[Kind, Kind]  # of inputs and targets
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pairs become samples: each field but the last as the setting of that name says."""
+    """How pairs become samples: each field but the last two as the setting of that name says."""
 
     load_size: int
     crop_size: int
     flip: bool
     seed: int
     direction: str
-    input_nc: int
-    output_nc: int
+    input_nc: int | None
+    output_nc: int | None
+    alpha: str
     keep_aspect: bool
     nearest: str
     square_halves: bool
+    max_pixels: int | None
     on_bad_picture: str
     cache_dir: str
     cache_limit_gb: float
-    augment: bool
+    found_labels: str = "none"
+    """The side whose pictures are labels of classes yet to be found: input, target, or both."""
+    augment: bool = False
     """True to train on the pairs, False to validate on them."""
+    kinds: Kinds | None = None
+    """What the pictures are to be, where those of the training have settled it."""
 
     @property
     def size(self) -> int:
@@ -59,74 +73,137 @@ class Recipe:
         decisive = {name: value for name, value in asdict(self).items() if name not in _LATER}
         return decisive | {"size": self.size}
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What A and B are: input and target, or the other way."""
+        return ROLES[::-1] if self.direction == "BtoA" else ROLES
 
-def check_pair(pair: Pair, recipe: Recipe) -> Header:
+    def reading(self, role: str) -> Reading:
+        """Return how the files of a side are read."""
+        return Reading(self.alpha, self.found_labels in (role, "both"), self.max_pixels)
+
+    def is_nearest(self, role: str) -> bool:
+        """Whether pictures of a side are resized without new colours."""
+        return role in (self.nearest, self.found_labels) or "both" in (
+            self.nearest,
+            self.found_labels,
+        )
+
+
+@dataclass(frozen=True)
+class PairHeader:
+    """What is known of a pair before it is decoded: the size of the input, the kinds of both."""
+
+    height: int
+    width: int
+    kinds: Kinds
+
+
+def check_pair(pair: Pair, recipe: Recipe) -> PairHeader:
     """Check a pair by the headers of its files.
-
-    Returns:
-        Size of the input, before resizing, and whether any of the pair has 16 bits a channel.
 
     Raises:
         PictureError: If the pair cannot be used, with the reason for each of its files.
     """
-    headers, reasons = [], {}
-    for file in pair.files:
+    headers: dict[str, Header] = {}
+    reasons, advice = {}, ""
+    for role, file in zip(recipe.roles, pair.files * (3 - len(pair.files)), strict=True):
         try:
-            headers.append(read_header(file))
+            headers[role] = read_header(file, recipe.reading(role))
         except PictureError as error:
             reasons |= error.reasons
             advice = error.advice
     if reasons:
         raise PictureError(reasons, advice)
-    half = _half(pair, headers[0], recipe) if pair.b is None else headers[0]
-    for file, header in zip(pair.files, [half, *headers[1:]], strict=True):
-        _check_size(file, header)
-    if pair.b and abs(_aspect(headers[0]) / _aspect(headers[1]) - 1) > ALIKE:
-        sizes = " and ".join(f"{h.width}x{h.height}" for h in headers)
+    if pair.b is None:
+        headers = {role: _half(pair, header, recipe) for role, header in headers.items()}
+    for role, file in zip(recipe.roles, pair.files, strict=False):
+        _check_size(file, headers[role])
+    shapes = [headers[role] for role in recipe.roles]
+    if pair.b and abs(_aspect(shapes[0]) / _aspect(shapes[1]) - 1) > ALIKE:
+        sizes = " and ".join(f"{h.width}x{h.height}" for h in shapes)
         raise PictureError(
             {pair.a: f"it and {pair.b} are {sizes}: of different shapes, not of the same scene"}
         )
-    size = headers[1] if pair.b and recipe.direction == "BtoA" else half
-    return Header(size.height, size.width, any(h.deep for h in headers))
+    size = headers["input"]
+    return PairHeader(size.height, size.width, (size.kind, headers["target"].kind))
 
 
-def shape_of(header: Header, recipe: Recipe) -> tuple[int, int, int]:
+def settle_kinds(headers: Sequence[PairHeader], recipe: Recipe) -> Kinds:
+    """Return what all inputs, and all targets, become."""
+    if recipe.kinds:
+        return recipe.kinds
+    sides = zip(*(header.kinds for header in headers), strict=True)
+    wanted = (recipe.input_nc, recipe.output_nc)
+    return tuple(kind_of_all(side, nc) for side, nc in zip(sides, wanted, strict=True))
+
+
+def check_kinds(pair: Pair, header: PairHeader, kinds: Kinds, recipe: Recipe) -> None:
+    """Refuse a pair whose pictures cannot become what those of the others are.
+
+    Raises:
+        PictureError: Naming the files.
+    """
+    reasons = {}
+    for role, found, wanted in zip(ROLES, header.kinds, kinds, strict=True):
+        why = misfit(found, wanted)
+        if (found.dtype, wanted.dtype) == ("uint16", "uint8"):
+            why = f"it has {found}; the training pictures have {wanted}"
+        if why:
+            reasons[pair.files[recipe.roles.index(role) % len(pair.files)]] = why
+    if reasons:
+        raise PictureError(reasons, _ALIKE)
+
+
+def shape_of(header: PairHeader, recipe: Recipe, kinds: Kinds) -> tuple[int, int, int]:
     """Return the shape (height, width, channels) of the array that ``read_pair`` makes."""
-    channels = recipe.input_nc + recipe.output_nc
+    channels = sum(kind.channels for kind in kinds)
     if not recipe.keep_aspect:
         return recipe.size, recipe.size, channels
     scale = recipe.size / min(header.height, header.width)
     return round(header.height * scale), round(header.width * scale), channels
 
 
-def read_pair(pair: Pair, recipe: Recipe, dtype: np.dtype) -> np.ndarray:
-    """Decode a pair, resize both halves and stack them, the input first.
+def read_pair(pair: Pair, recipe: Recipe, kinds: Kinds) -> tuple[np.ndarray, bool]:
+    """Decode a pair, resize both halves and stack them, the input first, their numbers as stored.
 
     Returns:
-        Array (height, width, input_nc + output_nc) of shape ``shape_of`` and of ``dtype``,
-        uint8 (0 to 255) or uint16 (0 to 65535).
+        Array (height, width, channels of both) of shape ``shape_of``, in the type that holds both;
+        and whether any of it is transparent and has been drawn over white.
 
     Raises:
         PictureError: If a file cannot be decoded.
     """
-    halves = [read_picture(pair.a)]
-    if pair.b:
-        halves.append(read_picture(pair.b))
-    else:
-        middle = halves[0].shape[1] // 2
-        halves = [halves[0][:, :middle], halves[0][:, middle:]]
-    if any(half.dtype.itemsize > dtype.itemsize for half in halves):
+    halves = _halves(pair, recipe)
+    pixels = [halves[role].pixels for role in ROLES]
+    if any(misfit(halves[role].kind, kind) for role, kind in zip(ROLES, kinds, strict=True)):
         raise PictureError({pair.a: "it has changed since it was checked"})
-    if recipe.direction == "BtoA":
-        halves.reverse()
-    height, width = halves[0].shape[:2]
-    shape = shape_of(Header(height, width, deep=False), recipe)
-    channels = (recipe.input_nc, recipe.output_nc)
+    shape = shape_of(PairHeader(*pixels[0].shape[:2], kinds), recipe, kinds)
     ready = [
-        resize(to_channels(half, nc), shape, recipe.nearest in (role, "both"))
-        for half, nc, role in zip(halves, channels, ("input", "target"), strict=True)
+        resize(to_kind(half, kind), shape, recipe.is_nearest(role))
+        for half, kind, role in zip(pixels, kinds, ROLES, strict=True)
     ]
-    return np.concatenate([_to_depth(half, dtype) for half in ready], axis=2)
+    dtype = common_dtype(kinds)
+    array = np.concatenate([half.astype(dtype, copy=False) for half in ready], axis=2)
+    return array, any(half.is_transparent for half in halves.values())
+
+
+def _halves(pair: Pair, recipe: Recipe) -> dict[str, Picture]:
+    """Decode input and target, by their roles."""
+    readings = {role: recipe.reading(role) for role in recipe.roles}
+    if pair.b:
+        files = zip(recipe.roles, pair.files, strict=True)
+        return {role: read_picture(file, readings[role]) for role, file in files}
+    wholes = {reading: read_picture(pair.a, reading) for reading in set(readings.values())}
+    return {role: cut(wholes[readings[role]], place) for place, role in enumerate(recipe.roles)}
+
+
+def cut(picture: Picture, half: int) -> Picture:
+    """Return the left (0) or right (1) half of a side-by-side picture."""
+    middle = picture.pixels.shape[1] // 2
+    columns = slice(half * middle, (half + 1) * middle)
+    alpha = None if picture.alpha is None else picture.alpha[:, columns]
+    return replace(picture, pixels=picture.pixels[:, columns], alpha=alpha)
 
 
 def content_of(pair: Pair) -> str:
@@ -148,7 +225,7 @@ def _half(pair: Pair, whole: Header, recipe: Recipe) -> Header:
     if whole.width % 2:
         reason = f"{looks} has an odd width, so it has no two equal halves{_looks_like(whole)}"
         raise PictureError({pair.a: reason}, _ADVICE)
-    half = Header(whole.height, whole.width // 2, whole.deep)
+    half = replace(whole, width=whole.width // 2)
     if recipe.square_halves and abs(_aspect(half) - 1) > SQUARE:
         raise PictureError(
             {pair.a: f"{looks} is not that of two squares side by side{_looks_like(whole)}"},
@@ -178,24 +255,6 @@ def _aspect(header: Header) -> float:
     return header.width / header.height
 
 
-def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Convert grey to colour or back; (height, width, 1 or 3) of any type of integers."""
-    if pixels.shape[2] == channels:
-        return pixels
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=2)
-    red, green, blue = np.moveaxis(pixels.astype(np.uint32), 2, 0)
-    # ITU-R 601 luma in the 16-bit fixed point of Pillow's convert("L").
-    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
-    return luma.astype(pixels.dtype)[..., None]
-
-
-def _to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if pixels.dtype == dtype:
-        return pixels
-    return pixels.astype(np.uint16) * np.uint16(257)  # 255 becomes 65535
-
-
 def resize(pixels: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndarray:
     """Resize (height, width, channels) to the height and width that ``shape`` begins with."""
     height, width = shape[:2]
@@ -203,5 +262,9 @@ def resize(pixels: np.ndarray, shape: tuple[int, ...], nearest: bool) -> np.ndar
     # Area averages all that one pixel comes to stand for; cubic keeps edges when enlarging.
     method = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
     method = cv2.INTER_NEAREST_EXACT if nearest else method
-    # OpenCV drops the dimension of a single channel.
-    return cv2.resize(pixels, (width, height), interpolation=method).reshape(height, width, -1)
+    # OpenCV takes up to four channels at a time, and drops the dimension of a single one.
+    parts = [
+        cv2.resize(pixels[..., first : first + 4], (width, height), interpolation=method)
+        for first in range(0, pixels.shape[2], 4)
+    ]
+    return np.dstack(parts)

@@ -7,6 +7,14 @@ from PIL import Image, ImageDraw, ImageFont
 GAP, HEAD = 6, 26  # pixels between pictures, and above them
 
 
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Draw pictures of one size next to each other, without a gap."""
+    strip = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height))
+    for place, picture in enumerate(pictures):
+        strip.paste(picture.convert("RGB"), (place * picture.width, 0))
+    return strip
+
+
 def contact_sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     """Draw columns of a title and pictures; all pictures get the size of the first."""
     first = columns[0][1]

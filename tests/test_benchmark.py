@@ -30,6 +30,7 @@ from generator import Generator
 from recipes import resolve
 from scripts import run_script
 from train import new_state, train_step
+from utils import known_sides
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
 
@@ -50,7 +51,7 @@ def gflop_of_a_step(crop_size: int) -> float:
     config = settings(crop_size)
     x, y = torch.zeros(2, 1, 3, crop_size, crop_size)
     with FlopCounterMode(display=False) as counter:
-        train_step(new_state(config, FP32), x, y, config, FP32)
+        train_step(new_state(config, known_sides(config), FP32), x, y, config, FP32)
     return counter.get_total_flops() / 1e9
 
 

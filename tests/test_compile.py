@@ -12,13 +12,14 @@ from config import Config
 from devices import Machine
 from recipes import resolve
 from train import new_state, train_step
+from utils import known_sides
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
 
 
 def losses(config: Config) -> torch.Tensor:
     """Return the losses of three steps on the same random pictures."""
-    state = new_state(config, FP32)
+    state = new_state(config, known_sides(config), FP32)
     x, y = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     steps = [train_step(state, x, y, config, FP32) for _ in range(3)]
     return torch.tensor([list(step.values()) for step in steps])

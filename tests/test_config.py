@@ -10,7 +10,6 @@ from conftest import script
 
 from config import PRESETS, Config
 from recipes import describe, resolve
-from utils import build_generator
 
 
 def test_default_is_the_paper_but_for_towns():
@@ -30,8 +29,6 @@ def test_classes_are_learned_where_targets_have_a_known_palette():
     assert (plain.labels, plain.lambda_l1) == ("none", 25)
     paper, _ = resolve(Config(dataset="maps", recipe="paper"))
     assert (paper.labels, paper.lambda_l1) == ("none", 100)
-    with pytest.raises(ValueError, match=r"labels is target, but the targets of x.*leave labels"):
-        build_generator(resolve(Config(dataset="x", labels="target"))[0])
     for loss in ("lambda_l1", "lambda_perceptual"):
         with pytest.raises(ValueError, match=r"have no effect .*--labels none"):
             resolve(Config(dataset="maps", **{loss: 10}))
@@ -111,7 +108,9 @@ def test_naming_the_two_folders_leaves_the_recipe_of_towns():
         ({"name": "../elsewhere"}, ["name is", "without slashes"]),
         ({"name": ".."}, ["name is", "without slashes"]),
         ({"device": "gpu"}, ["device is 'gpu'", "cuda"]),
-        ({"input_nc": 2}, ["input_nc is 2", "1 (grey) or 3"]),
+        ({"input_nc": 0}, ["input_nc is 0", "from 1 up"]),
+        ({"target_range": (1, 0)}, ["target_range is (1.0, 0.0)", "the smaller one first"]),
+        ({"target_range": (1,)}, ["target_range is (1.0,)", "two numbers"]),
         ({"dropout": 0}, ["dropout is 0"]),
         ({"mirror": ""}, ["mirror is ''", "http(s) address, or a folder"]),
     ],

@@ -24,9 +24,10 @@ from test_pairs import recipe
 import dataset
 from config import Config
 from dataset import PairedImages, epoch_order, normalise, training_loader, validation_loader
-from pictures import decode
+from pictures import formats
 from pictures.decode import BadPictures
 from pictures.layouts import Pair
+from pictures.sides import Side, Sides
 from workers import prepared
 
 
@@ -149,7 +150,8 @@ def test_grey_and_colour_are_converted(tmp_path: Path, open_pairs: Opener) -> No
     assert pairs[0, 0].shape == (4, 32, 32)
     assert np.array_equal(pairs[0, 0][0].numpy(), grey)
     drawn = save(tmp_path / "grey.png", noise(32, 64)[..., 0])
-    sample = open_pairs([drawn], augment=False)[0, 0]
+    assert open_pairs([drawn], augment=False)[0, 0].shape == (2, 32, 32)
+    sample = open_pairs([drawn], augment=False, input_nc=3)[0, 0]
     assert torch.equal(sample[0], sample[1])
     assert torch.equal(sample[0], sample[2])
 
@@ -196,7 +198,7 @@ def test_16_bits_reach_the_device(tmp_path: Path, open_pairs: Opener, num_worker
     loader = load(pairs, batch_size=2, num_workers=num_workers)
     (batch,) = loader
     assert batch.dtype == torch.uint16
-    x, _ = normalise(batch, 1)
+    x, _ = normalise(batch, Sides(*[Side(1, "uint16", 0, 65535)] * 2))
     expected = torch.from_numpy(deep[:, :32] / 32767.5 - 1).float()
     assert any(torch.allclose(sample[0], expected, atol=1e-6) for sample in x)
 
@@ -300,7 +302,8 @@ def test_the_order_of_an_epoch_does_not_depend_on_the_length_of_the_run() -> Non
 @pytest.mark.parametrize(("dtype", "full"), [(torch.uint8, 255), (torch.uint16, 65535)])
 def test_normalise_maps_the_whole_range_to_minus_one_and_one(dtype: torch.dtype, full: int) -> None:
     batch = torch.tensor([0, full // 5, full, full]).to(dtype).reshape(1, 4, 1, 1)
-    x, y = normalise(batch, 3)
+    kind = str(dtype).removeprefix("torch.")
+    x, y = normalise(batch, Sides(Side(3, kind, 0, full), Side(1, kind, 0, full)))
     assert (x.dtype, y.dtype) == (torch.float32, torch.float32)
     assert torch.allclose(x.flatten(), torch.tensor([-1.0, -0.6, 1.0]))
     assert y.tolist() == [[[[1.0]]]]
@@ -316,7 +319,7 @@ def spoil(folder: Path) -> dict[str, Pair]:
     bad = {
         "it cannot be decoded (image file is truncated": cut,
         "an empty file (0 bytes)": Pair(folder / "empty.png"),
-        "not a PNG, JPEG, WebP, TIFF or BMP picture": Pair(folder / "text.png"),
+        "not a PNG, JPEG, WebP, TIFF, BMP or NumPy picture": Pair(folder / "text.png"),
         "its size of 81x40 has an odd width": save(folder / "odd.png", noise(40, 81)),
         "the picture to learn from is 12x12, smaller than 16x16": save(
             folder / "tiny.png", noise(12, 24)
@@ -406,7 +409,7 @@ def forbid_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a picture was opened")
 
-    monkeypatch.setattr(decode.Image, "open", refuse)
+    monkeypatch.setattr(formats.Image, "open", refuse)
 
 
 def test_pictures_are_decoded_once(
@@ -559,6 +562,7 @@ import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
 from pictures.cache import PairCache
 from pictures.layouts import Pair
+from pictures.sides import Side, Sides
 from test_pairs import recipe
 pairs = [Pair(path) for path in sorted(Path("drawn").iterdir())]
 print(int(PairCache(pairs, recipe(300)).read(7).sum()))

@@ -132,7 +132,7 @@ def test_two_folders_that_were_named_are_not_taken_for_labels(towns: Path, tmp_p
     train(Config(**folders, **TINY))
     photo = Path("checkpoints/towns/generator.pt")
     assert "accuracy" not in score_checkpoint(photo)
-    with pytest.raises(ValueError, match="one folder called towns, maps or facades"):
+    with pytest.raises(ValueError, match="was not trained to make label pictures"):
         score_checkpoint(photo, reader=photo)
 
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 import export
 from config import Config
 from recipes import resolve
-from utils import build_generator, load_generator
+from utils import build_generator, known_sides, load_generator
 
 
 def checkpoint(**settings: object) -> Path:
     """A generator in which every weight and statistic counts."""
     config = resolve(Config(name="a", **TINY | settings))[0]
     torch.manual_seed(0)
-    generator = build_generator(config)
+    generator = build_generator(config, known_sides(config))
     for key, tensor in generator.state_dict().items():
         if key.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)

@@ -12,12 +12,12 @@ from devices import choose_machine
 from finetune import start_from
 from recipes import resolve
 from train import TrainingState, new_state, train
-from utils import load_generator
+from utils import known_sides, load_generator
 
 
 def fresh_state(**settings: object) -> TrainingState:
     config = resolve(Config(**TINY | {"dataset": "x", "seed": 1} | settings))[0]
-    return new_state(config, choose_machine("cpu", "fp32"))
+    return new_state(config, known_sides(config), choose_machine("cpu", "fp32"))
 
 
 def differing(first: torch.nn.Module, second: dict[str, torch.Tensor]) -> list[str]:

@@ -11,18 +11,12 @@ FILES = [*ROOT.glob("*.py"), *(p for wing in WINGS for p in (ROOT / wing).glob("
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
 # Each module may import those of the lines above it, and nothing else of the project.
 LAYERS = [
-    {
-        "disk",
-        "progress",
-        "scripts",
-        "devices",
-        "pictures.palettes",
-        "pictures.layouts",
-        "generator",
-        "losses",
-    },
-    {"pictures.decode", "pictures.sheet", "towns.plan", "config", "discriminator"},
-    {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw", "workers"},
+    {"disk", "progress", "scripts", "devices", "generator", "losses"},
+    {"pictures.palettes", "pictures.layouts", "pictures.formats", "pictures.sheet", "towns.plan"},
+    {"pictures.sides", "towns.draw", "config", "discriminator"},
+    {"pictures.decode"},
+    {"pictures.encode", "pictures.pairs", "pictures.download", "workers"},
+    {"pictures.jobs"},
     {"pictures.cache"},
     {"recipes"},
     {"dataset", "authors"},

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pictures.decode import PictureError
-from pictures.jobs import Job, ahead, read, save
+from pictures.decode import Picture, PictureError
+from pictures.jobs import ahead, save
 
 
 def test_results_and_failures_come_in_order_and_some_ahead():
@@ -56,16 +56,12 @@ def test_what_nobody_waits_for_is_not_begun():
     assert begun in ([0], [0, 1])
 
 
-def test_reading_names_the_file(tmp_path: Path):
-    Image.new("RGB", (20, 30), "red").save(tmp_path / "1.png")
-    assert read(Job(tmp_path / "1.png", {})).pixels.shape == (30, 20, 3)
-    with pytest.raises(PictureError, match=r"2\.png: it does not exist"):
-        read(Job(tmp_path / "2.png", {}))
+RED = Picture(np.full((30, 20, 3), (255, 0, 0), np.uint8))
 
 
 @pytest.mark.parametrize("name", ["out/1.png", "1.tif", "1.jpg"])
 def test_a_picture_is_written_whole(tmp_path: Path, name: str):
-    save((tmp_path / name, Image.new("RGB", (20, 30), "red")))
+    save((tmp_path / name, RED))
     assert [path.name for path in tmp_path.rglob("*.*")] == [Path(name).name]
     with Image.open(tmp_path / name) as image:
         assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() <= 1
@@ -94,5 +90,5 @@ def test_why_a_picture_is_not_written(
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(kind, match=message):
-        save((tmp_path / "1.png", Image.new("L", (20, 30))))
+        save((tmp_path / "1.png", RED))
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from losses import class_loss, feature_loss, follow, perceptual_loss
 from pictures.palettes import TOWNS
 from recipes import resolve
 from train import new_state, train
+from utils import known_sides
 
 COLOURS = list(TOWNS.values())
 
@@ -68,7 +69,7 @@ def test_even_kernels_begin_without_a_grid():
 
 def test_the_average_follows_and_forgets_its_beginning():
     config, _ = resolve(Config(dataset="x", **TINY))
-    state = new_state(config, choose_machine("cpu", "fp32"))
+    state = new_state(config, known_sides(config), choose_machine("cpu", "fp32"))
     expected = copy.deepcopy(state.average.state_dict())
     for step in range(1, 5):
         with torch.no_grad():

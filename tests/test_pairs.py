@@ -1,5 +1,6 @@
 """How the halves of a pair become one array: cut or joined, converted, resized."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,21 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pictures.decode import Header, PictureError
+from pictures import pairs
+from pictures.decode import PictureError
 from pictures.layouts import Pair
-from pictures.pairs import Recipe, check_pair, read_pair, shape_of
+from pictures.pairs import (
+    Kinds,
+    PairHeader,
+    Recipe,
+    check_kinds,
+    check_pair,
+    settle_kinds,
+    shape_of,
+)
+from pictures.sides import Kind
 
-U8, U16 = np.dtype(np.uint8), np.dtype(np.uint16)
+COLOURS: Kinds = (Kind(), Kind())
 
 
 def recipe(size: int = 32, **changes: Any) -> Recipe:
@@ -22,8 +33,10 @@ def recipe(size: int = 32, **changes: Any) -> Recipe:
         "flip": True,
         "seed": 0,
         "direction": "AtoB",
-        "input_nc": 3,
-        "output_nc": 3,
+        "input_nc": None,
+        "output_nc": None,
+        "alpha": "white",
+        "max_pixels": None,
         "keep_aspect": False,
         "nearest": "none",
         "square_halves": True,
@@ -44,6 +57,11 @@ def saved(path: Path, pixels: np.ndarray, **options: Any) -> Path:
     return path
 
 
+def read_pair(pair: Pair, used: Recipe) -> np.ndarray:
+    kinds = settle_kinds([check_pair(pair, used)], used)
+    return pairs.read_pair(pair, used, kinds)[0]
+
+
 def problem(pair: Pair, used: Recipe | None = None) -> PictureError:
     with pytest.raises(PictureError) as caught:
         check_pair(pair, used or recipe())
@@ -56,17 +74,17 @@ def problem(pair: Pair, used: Recipe | None = None) -> PictureError:
 def test_two_files_are_stacked_as_the_direction_says(tmp_path: Path) -> None:
     a, b = noise(32, 32, 1), noise(32, 32, 2)
     pair = Pair(saved(tmp_path / "a.png", a), saved(tmp_path / "b.png", b))
-    assert np.array_equal(read_pair(pair, recipe(), U8), np.dstack([a, b]))
+    assert np.array_equal(read_pair(pair, recipe()), np.dstack([a, b]))
     turned = recipe(direction="BtoA")
-    assert np.array_equal(read_pair(pair, turned, U8), np.dstack([b, a]))
-    assert check_pair(pair, recipe()) == Header(32, 32, deep=False)
+    assert np.array_equal(read_pair(pair, turned), np.dstack([b, a]))
+    assert check_pair(pair, recipe()) == PairHeader(32, 32, COLOURS)
 
 
 def test_files_of_different_scale_are_brought_to_the_same(tmp_path: Path) -> None:
     large, small = noise(64, 64), np.full((32, 32, 3), 7, np.uint8)
     pair = Pair(saved(tmp_path / "a.png", large), saved(tmp_path / "b.png", small))
-    assert check_pair(pair, recipe()) == Header(64, 64, deep=False)
-    read = read_pair(pair, recipe(), U8)
+    assert check_pair(pair, recipe()) == PairHeader(64, 64, COLOURS)
+    read = read_pair(pair, recipe())
     assert (read[..., 3:] == 7).all()
     assert np.abs(read[..., :3] - large.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))).max() <= 0.5
 
@@ -92,7 +110,7 @@ def test_each_file_is_turned_by_its_own_exif(tmp_path: Path) -> None:
     pair = Pair(
         saved(tmp_path / "a.png", np.rot90(pixels), exif=exif), saved(tmp_path / "b.png", pixels)
     )
-    read = read_pair(pair, recipe(keep_aspect=True), U8)
+    read = read_pair(pair, recipe(keep_aspect=True))
     assert np.array_equal(read, np.dstack([pixels, pixels]))
 
 
@@ -103,9 +121,9 @@ def test_exif_turns_both_halves_together(tmp_path: Path) -> None:
     whole, exif = noise(32, 64), Image.Exif()
     exif[ExifTags.Base.Orientation] = 8
     pair = Pair(saved(tmp_path / "1.png", np.rot90(whole, -1), exif=exif))
-    assert check_pair(pair, recipe()) == Header(32, 32, deep=False)
+    assert check_pair(pair, recipe()) == PairHeader(32, 32, COLOURS)
     expected = np.dstack([whole[:, :32], whole[:, 32:]])
-    assert np.array_equal(read_pair(pair, recipe(), U8), expected)
+    assert np.array_equal(read_pair(pair, recipe()), expected)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +150,7 @@ def test_a_single_picture_is_not_cut(tmp_path: Path, height: int, width: int, lo
 @pytest.mark.parametrize("width", [78, 80, 82])
 def test_halves_may_be_nearly_square(tmp_path: Path, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(40, width)))
-    assert check_pair(pair, recipe()) == Header(40, width // 2, deep=False)
+    assert check_pair(pair, recipe()) == PairHeader(40, width // 2, COLOURS)
 
 
 def test_an_odd_width_is_refused(tmp_path: Path) -> None:
@@ -162,23 +180,69 @@ def test_strips_are_refused(tmp_path: Path, height: int, width: int) -> None:
 # Depth and channels
 
 
-def test_16_bits_pass_at_full_depth_and_8_bits_are_spread(tmp_path: Path) -> None:
+def test_the_numbers_of_both_sides_are_kept_as_they_are(tmp_path: Path) -> None:
     deep = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
     flat = noise(32, 32)
     pair = Pair(saved(tmp_path / "a.png", deep), saved(tmp_path / "b.png", flat))
-    assert check_pair(pair, recipe(input_nc=1)).deep
-    read = read_pair(pair, recipe(input_nc=1), U16)
+    assert check_pair(pair, recipe()).kinds == (Kind(1, "uint16"), Kind())
+    read = read_pair(pair, recipe())
+    assert read.dtype == np.uint16
+    assert np.array_equal(read, np.dstack([deep, flat]))
+    np.save(tmp_path / "c.npy", flat[..., 0].astype(np.float64) / 7)
+    read = read_pair(Pair(tmp_path / "a.png", tmp_path / "c.npy"), recipe())
+    assert read.dtype == np.float32
     assert np.array_equal(read[..., 0], deep)
-    assert np.array_equal(read[..., 1:], flat.astype(np.uint16) * 257)
+    assert np.array_equal(read[..., 1], (flat[..., 0] / 7).astype(np.float32))
     with pytest.raises(PictureError, match="changed since it was checked"):
-        read_pair(pair, recipe(), U8)
+        pairs.read_pair(Pair(tmp_path / "a.png", tmp_path / "c.npy"), recipe(), COLOURS)
+
+
+def test_one_side_of_8_and_16_bits_becomes_16(tmp_path: Path) -> None:
+    deep, flat = np.full((32, 32), 40000, np.uint16), noise(32, 32)[..., 0]
+    files = [saved(tmp_path / f"{n}.png", p) for n, p in enumerate((deep, flat))]
+    each = [Pair(file, file) for file in files]
+    kinds = settle_kinds([check_pair(pair, recipe()) for pair in each], recipe())
+    assert kinds == (Kind(1, "uint16"), Kind(1, "uint16"))
+    read = pairs.read_pair(each[1], recipe(), kinds)[0]
+    assert np.array_equal(read[..., 0], flat.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (np.zeros((32, 32), np.float32), "a.npy: it has 1 channel of float32; expected 3 channels"),
+        (np.zeros((32, 32, 5), np.uint8), "a.npy: it has 5 channels of uint8; expected 3 channels"),
+    ],
+)
+def test_a_picture_unlike_the_others_is_named(
+    tmp_path: Path, odd: np.ndarray, message: str
+) -> None:
+    usual = Pair(saved(tmp_path / "b.png", noise(32, 32)), tmp_path / "b.png")
+    np.save(tmp_path / "a.npy", odd)
+    pair = Pair(tmp_path / "a.npy", tmp_path / "b.png")
+    headers = [check_pair(p, recipe()) for p in (usual, usual, pair)]
+    kinds = settle_kinds(headers, recipe())
+    check_kinds(usual, headers[0], kinds, recipe())
+    with pytest.raises(PictureError, match=re.escape(message)) as caught:
+        check_kinds(pair, headers[2], kinds, recipe())
+    assert "input_nc and output_nc" in caught.value.advice
+
+
+def test_what_is_drawn_over_white_is_told(tmp_path: Path) -> None:
+    pixels = np.dstack([noise(32, 32), np.full((32, 32), 255, np.uint8)])
+    pair = Pair(saved(tmp_path / "a.png", pixels), saved(tmp_path / "b.png", noise(32, 32)))
+    assert not pairs.read_pair(pair, recipe(), COLOURS)[1]
+    pixels[0, 0, 3] = 254
+    saved(tmp_path / "a.png", pixels)
+    assert pairs.read_pair(pair, recipe(), COLOURS)[1]
+    assert read_pair(pair, recipe(alpha="keep")).shape[2] == 7
 
 
 def test_channels_are_converted_for_each_role(tmp_path: Path) -> None:
     a, b = noise(32, 32, 1), noise(32, 32, 2)
     pair = Pair(saved(tmp_path / "a.png", a), saved(tmp_path / "b.png", b))
     grey = np.asarray(Image.fromarray(b).convert("L"))
-    read = read_pair(pair, recipe(direction="BtoA", input_nc=1), U8)
+    read = read_pair(pair, recipe(direction="BtoA", input_nc=1))
     assert np.array_equal(read, np.dstack([grey, a]))
 
 
@@ -189,15 +253,15 @@ def test_channels_are_converted_for_each_role(tmp_path: Path) -> None:
 def test_keep_aspect_scales_the_short_side(tmp_path: Path, height: int, width: int) -> None:
     whole = recipe(keep_aspect=True, square_halves=False)
     pair = Pair(saved(tmp_path / "1.png", noise(height, 2 * width)))
-    shape = read_pair(pair, whole, U8).shape
+    shape = read_pair(pair, whole).shape
     assert min(shape[:2]) == 32
     assert abs(shape[0] / shape[1] - height / width) < 0.5 / 32 * 4
-    assert shape == shape_of(check_pair(pair, whole), whole)
+    assert shape == shape_of(check_pair(pair, whole), whole, COLOURS)
     squeezed = recipe(square_halves=False)
     assert (
-        read_pair(pair, squeezed, U8).shape
+        read_pair(pair, squeezed).shape
         == (32, 32, 6)
-        == shape_of(Header(1, 2, False), squeezed)
+        == shape_of(PairHeader(1, 2, COLOURS), squeezed, COLOURS)
     )
 
 
@@ -210,7 +274,7 @@ def test_nearest_invents_no_colours(
     labels = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
     drawn = labels[np.random.default_rng(0).integers(0, 3, (40, 80))]
     pair = Pair(saved(tmp_path / "1.png", drawn))
-    read = read_pair(pair, recipe(size, direction=direction, nearest=nearest), U8)
+    read = read_pair(pair, recipe(size, direction=direction, nearest=nearest))
     known = {tuple(colour) for colour in labels.tolist()}
     for role, half in (("input", read[..., :3]), ("target", read[..., 3:])):
         seen = {tuple(colour) for colour in half.reshape(-1, 3).tolist()}
@@ -220,5 +284,5 @@ def test_nearest_invents_no_colours(
 def test_nearest_takes_the_pixel_in_the_middle(tmp_path: Path) -> None:
     pixels = noise(96, 192)
     pair = Pair(saved(tmp_path / "1.png", pixels))
-    read = read_pair(pair, recipe(nearest="both"), U8)
+    read = read_pair(pair, recipe(nearest="both"))
     assert np.array_equal(read, np.dstack([pixels[1::3, 1:96:3], pixels[1::3, 97::3]]))

@@ -15,6 +15,7 @@ from report import FIRST_COLUMNS, Report, sample_grid, to_image
 from scripts import StopRequest
 from sources import open_data
 from train import new_state
+from utils import known_sides
 
 
 def test_pictures_keep_their_values():
@@ -37,8 +38,10 @@ def report(towns: Path) -> Iterator[Report]:
     """A report of a run that has just begun, and its state as ``report.state``."""
     config = resolve(Config(dataset=str(towns), name="a", val_interval=99, **TINY))[0]
     machine = choose_machine("cpu", "fp32")
-    report = Report(config, open_data(config), machine, new_state(config, machine))
-    report.state = new_state(config, machine)
+    report = Report(
+        config, open_data(config), machine, new_state(config, known_sides(config), machine)
+    )
+    report.state = new_state(config, known_sides(config), machine)
     with report:
         yield report
 

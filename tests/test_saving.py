@@ -26,7 +26,7 @@ from saving import DivergedError
 from scripts import Interrupted, StopRequest
 from sources import open_data
 from train import new_state, train
-from utils import load_generator
+from utils import known_sides, load_generator
 
 
 def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
@@ -328,7 +328,9 @@ def test_weights_that_are_not_finite_are_never_saved(towns: Path):
     before = Path("checkpoints/a/latest.pt").read_bytes()
     with saving.Checkpoints(config) as checkpoints:
         machine = choose_machine("cpu", "fp32")
-        state = checkpoints.restored(new_state(config, machine), open_data(config))
+        state = checkpoints.restored(
+            new_state(config, known_sides(config), machine), open_data(config)
+        )
         with torch.no_grad():
             state.generator.encoder[1][1].weight[0, 0, 0, 0] = math.nan
         with pytest.raises(DivergedError, match=r"weights.*latest\.pt is from before that"):

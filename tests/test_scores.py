@@ -8,6 +8,7 @@ from torch import nn
 from devices import Machine
 from generator import nearest_class
 from pictures.palettes import MAPS, TOWNS
+from pictures.sides import Sides
 from scores import (
     GRID_PERIODS,
     Classes,
@@ -69,8 +70,8 @@ def test_nearest_class():
 def test_sharpness_falls_with_blur_and_is_one_for_the_target():
     batch = torch.randint(0, 255, (1, 6, 32, 32), dtype=torch.uint8)
     batch[:, :3] = batch[:, 3:]
-    _, same = score_all(nn.Identity(), [batch], [], input_nc=3, machine=FP32)
-    _, blurred = score_all(nn.AvgPool2d(3, 1, 1), [batch, batch], [], input_nc=3, machine=FP32)
+    _, same = score_all(nn.Identity(), [batch], [], sides=Sides(), machine=FP32)
+    _, blurred = score_all(nn.AvgPool2d(3, 1, 1), [batch, batch], [], sides=Sides(), machine=FP32)
     assert same["sharpness"] == pytest.approx(1)
     assert blurred["sharpness"] < 0.3
     assert "accuracy" not in same
@@ -110,7 +111,7 @@ def test_classes_are_scored_over_the_pixels_of_all_pictures():
         torch.cat([label_bytes(found), label_bytes(true)], dim=1)
         for found, true in [(block, block), (block, river)]
     ]
-    _, scores = score_all(nn.Identity(), batches, [Classes(TOWNS)], input_nc=3, machine=FP32)
+    _, scores = score_all(nn.Identity(), batches, [Classes(TOWNS)], sides=Sides(), machine=FP32)
     assert {"l1", "psnr", "ssim", "sharpness", "class_accuracy"} < scores.keys()
     assert scores["accuracy"] == pytest.approx(3 / 4)
     # Over the pictures it would be (1 + (1/2 + 0) / 2) / 2.
@@ -162,6 +163,6 @@ def test_a_generator_at_test_time_under_autocast():
     asked: list = []
     batch = torch.zeros(1, 6, 32, 32, dtype=torch.uint8)
     machine = Machine(torch.device("cpu"), torch.bfloat16)
-    rows, _ = score_all(Asking(), [batch, batch], [], input_nc=3, machine=machine)
+    rows, _ = score_all(Asking(), [batch, batch], [], sides=Sides(), machine=machine)
     assert asked == [torch.bfloat16] * 2
     assert [row["l1"] for row in rows] == [0, 0]

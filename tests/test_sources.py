@@ -101,14 +101,14 @@ def test_every_data_setting_reaches_the_samples(towns: Path):
     assert {name: getattr(recipe, name) for name in shared} == {
         name: getattr(config, name) for name in shared
     }
-    assert set(asdict(recipe)) - shared == {"augment"}
+    assert set(asdict(recipe)) - shared == {"augment", "found_labels", "kinds"}
     assert (recipe.size, recipe_of(config, augment=False).size) == (config.load_size, 32)
 
 
 def test_the_data_are_opened_and_described(towns: Path, capsys: pytest.CaptureFixture):
     data = open_data(small(towns, batch_size=3, name="pairs"))
     assert (len(data.train), len(data.val), data.steps_per_epoch) == (8, 2, 2)
-    assert (data.picture_size, data.palette) == ((64, 64), None)
+    assert (data.picture_size, data.sides.target.palette) == ((64, 64), None)
     assert data.train[0, 0].shape == (6, 32, 32)
     assert capsys.readouterr().out == ("pairs: 8 train and 2 val pairs, side by side, 128x64\n")
 

@@ -139,7 +139,7 @@ def test_loser_of_a_race_keeps_the_winners_set(tmp_path, monkeypatch):
     ],
 )
 def test_target_palette(dataset, direction, expected):
-    assert palettes.target_palette(dataset, direction) == expected
+    assert palettes.known_palettes(dataset, direction)[1] == expected
 
 
 def test_palettes_hold_distinct_colours():

@@ -17,6 +17,7 @@ import train as training
 from config import Config
 from dataset import normalise
 from devices import choose_machine
+from pictures.sides import Sides
 from recipes import resolve
 from saving import Checkpoints
 from sources import open_data
@@ -30,13 +31,14 @@ from train import (
     train,
     train_step,
 )
+from utils import known_sides
 
 CPU = choose_machine("cpu", "fp32")
 
 
 def test_three_steps_of_the_authors_model():
     config, _ = resolve(Config(dataset="x", recipe="paper", norm="batch", dropout=False))
-    state = new_state(config, CPU)
+    state = new_state(config, known_sides(config), CPU)
     for network, kind in ((state.generator, "generator"), (state.discriminator, "discriminator")):
         network.double()
         load_by_rule(network, kind)
@@ -73,8 +75,8 @@ def test_the_last_epoch_still_learns():
 def test_overfits_four_pairs(towns: Path):
     settings = {"crop_size": 32, "load_size": 32, "ngf": 16, "ndf": 8, "flip": False, "lr": 1e-3}
     config, _ = resolve(Config(dataset=str(towns), **settings))
-    state, pairs = new_state(config, CPU), open_data(config).train
-    x, y = normalise(pairs.__getitems__([(0, index) for index in range(4)]), 3)
+    state, pairs = new_state(config, known_sides(config), CPU), open_data(config).train
+    x, y = normalise(pairs.__getitems__([(0, index) for index in range(4)]), Sides())
     l1 = [train_step(state, x, y, config, CPU)["l1"].item() for _ in range(250)]
     assert l1[0] > 0.4
     assert sum(l1[-10:]) / 10 < 0.15
@@ -116,7 +118,9 @@ def test_l1_alone_leaves_the_discriminator(towns: Path):
     config = Config(dataset=str(towns), name="l1", gan_mode="none", **TINY)
     train(config)
     state, rows, _ = results("l1")
-    fresh = new_state(resolve(config)[0], CPU).discriminator.state_dict()
+    fresh = new_state(
+        resolve(config)[0], known_sides(resolve(config)[0]), CPU
+    ).discriminator.state_dict()
     assert_same(fresh, state["discriminator"])
     assert "loss_d" not in rows[0]
     assert math.isfinite(float(rows[0]["l1"]))
@@ -136,7 +140,7 @@ def test_mixed_precision_follows_full_precision(towns: Path, precision: str):
 def test_means_of_many_steps_in_half_precision_do_not_stand_still():
     config, _ = resolve(Config(dataset="x", **TINY))
     machine = choose_machine("cpu", "bf16")
-    state = new_state(config, machine)
+    state = new_state(config, known_sides(config), machine)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     losses = train_step(state, x, x, config, machine)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}

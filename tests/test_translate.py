@@ -1,11 +1,12 @@
 """Any picture goes in, one of its size comes out, the same bits from script and notebook."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import TINY, script
 from PIL import ExifTags, Image
@@ -14,24 +15,28 @@ from torch import nn
 from config import Config
 from generator import Generator
 from pictures.jobs import Job, find_jobs
+from pictures.palettes import painted
+from pictures.sides import Side, Sides
 from recipes import resolve
 from saving import save_file
-from translate import main, translate, translate_files
-from utils import build_generator, load_generator
+from translate import main, translate, translate_files, translate_jobs
+from utils import build_generator, known_sides, load_generator
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8)
 
 
-def made(path: str = "generator.pt", **settings: object) -> Path:
+def made(path: str = "generator.pt", sides: Sides | None = None, **settings: object) -> Path:
     """Save a generator with random weights, large enough to be seen in 8 bits."""
     config, _ = resolve(Config(**TINY | {"recipe": "paper"} | settings))
     torch.manual_seed(0)
-    generator = build_generator(config)
+    sides = sides or known_sides(config)
+    generator = build_generator(config, sides)
     with torch.no_grad():
         generator.decoder[-1][1].weight *= 50
     content = {"generator": generator.state_dict(), "config": asdict(config)}
-    save_file(content | {"picture_size": (64, 64)}, Path(path))
+    facts = {"picture_size": (64, 64), "sides": sides.as_saved()}
+    save_file(content | facts, Path(path))
     return Path(path)
 
 
@@ -124,13 +129,16 @@ def test_exif_and_alpha():
     assert np.array_equal(pixels(turned), pixels(translate(generator, upright, scale="own")))
 
     alpha = np.arange(64 * 96, dtype=np.uint8).reshape(64, 96, 1)
-    output = translate(generator, Image.fromarray(np.concatenate([NOISE, alpha], axis=2)))
+    clear = Image.fromarray(np.concatenate([NOISE, alpha], axis=2))
+    output = translate(generator, clear, alpha="keep")
     assert output.mode == "RGBA"
     assert np.array_equal(pixels(output)[..., 3:], alpha)
+    assert np.array_equal(pixels(output)[..., :3], pixels(translate(generator, clear)))
 
 
-def test_16_bit_grey_stays_so():
-    generator = load_generator(made(input_nc=1, output_nc=1, precision="bf16"))
+def test_16_bits_come_out_where_targets_had_them():
+    sides = Sides(*[Side(1, "uint16", 0, 65535)] * 2)
+    generator = load_generator(made(sides=sides, precision="bf16"))
     deep = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     output = translate(generator, Image.fromarray(deep), scale="own")
     assert output.mode == "I;16"
@@ -142,8 +150,85 @@ def test_16_bit_grey_stays_so():
     difference = np.abs(pixels(coarse) - expected)
     assert 1 < difference.max() < 3000
     assert len(np.unique(pixels(coarse))) > 1000
-    assert translate(generator, Image.fromarray((deep >> 8).astype(np.uint8))).mode == "L"
-    assert translate(load_generator(made(input_nc=1)), Image.fromarray(deep)).mode == "RGB"
+
+
+def test_outputs_are_what_the_targets_were():
+    """Photo in, heights in metres out; classes in by number, grey of 12 bits out; and so on."""
+    heights = Sides(Side(), Side(1, "float32", -20.0, 80.0))
+    generator = load_generator(made(sides=heights, precision="bf16"))
+    output = translate(generator, Image.fromarray(NOISE), scale="own")
+    assert (output.dtype, output.shape) == (np.float32, (64, 96, 1))
+    x = torch.from_numpy(NOISE.transpose(2, 0, 1).copy())[None].float() / 127.5 - 1
+    expected = generator(x)[0, 0].numpy() * 50 + 30
+    assert np.allclose(output[..., 0], expected, atol=1e-4)
+
+    bands = Sides(Side(5, "int16", -3000, 3000), Side(1, "uint16", 0, 4095))
+    generator = load_generator(made(sides=bands))
+    output = translate(generator, RNG.integers(-3000, 3000, (64, 96, 5), dtype=np.int16))
+    assert output.mode == "I;16"
+    assert 0 < pixels(output).max() <= 4095
+    with pytest.raises(ValueError, match="it has 5 channels of float32; expected 5 channels of i"):
+        translate(generator, np.zeros((64, 96, 5), np.float32))
+
+
+def test_8_bits_are_not_taken_for_12():
+    generator = load_generator(made(sides=Sides(Side(1, "uint16", 0, 4095), Side())))
+    with pytest.raises(ValueError, match="training pictures have 1 channel of uint16, 0 to 4095"):
+        translate(generator, Image.new("L", (64, 64)))
+    generator = load_generator(made(sides=Sides(Side(1, "uint16", 0, 65535), Side())))
+    grey = NOISE[..., 0]
+    deep = translate(generator, Image.fromarray(grey.astype(np.uint16) * 257))
+    assert np.array_equal(pixels(translate(generator, Image.fromarray(grey))), pixels(deep))
+
+
+def test_classes_come_out_by_their_numbers():
+    palette = {f"class {n}": tuple(painted(np.array([[n]]))[0, 0].tolist()) for n in (3, 7, 200)}
+    sides = Sides(Side(), Side(palette=palette, index="P", is_exact=True))
+    output = translate(load_generator(made(sides=sides, labels="target")), Image.fromarray(NOISE))
+    assert (output.mode, output.size) == ("P", (96, 64))
+    assert set(np.unique(pixels(output))) <= {3, 7, 200}
+    sides = Sides(Side(), replace(sides.target, index="L"))
+    output = translate(load_generator(made(sides=sides, labels="target")), Image.fromarray(NOISE))
+    assert output.mode == "L"
+    assert set(np.unique(pixels(output))) <= {3, 7, 200}
+
+
+def test_pairs_are_cut_where_the_training_cut_them(capsys: pytest.CaptureFixture[str]):
+    generator = load_generator(made(direction="BtoA"))
+    generator.side_by_side = True
+    pair = np.concatenate([NOISE[:, :64], NOISE[:, 32:]], axis=1)
+    right = translate(generator, Image.fromarray(pair[:, 64:]))
+    assert np.array_equal(pixels(translate(generator, Image.fromarray(pair))), pixels(right))
+    assert translate(generator, Image.fromarray(pair), whole=True).size == (128, 64)
+    Image.fromarray(pair).save("pair.png")
+    translate_jobs(generator, find_jobs("pair.png", Path("out.png")))
+    assert "1 pictures are pairs" in capsys.readouterr().out
+    assert np.array_equal(pixels(Image.open("out.png")), pixels(right))
+
+
+def test_after_a_training_on_many_sizes_pictures_are_squeezed():
+    generator = load_generator(made())
+    generator.mixed_sizes = True
+    shapes = seen(generator)
+    translate(generator, Image.new("RGB", (180, 128)))
+    assert shapes == [(1, 3, 32, 32)]
+
+
+def test_a_place_on_earth_goes_from_input_to_output():
+    place = [
+        (33550, 12, 3, (0.5, 0.5, 0.0), True),
+        (33922, 12, 6, (0.0, 0.0, 0.0, 440720.0, 3751320.0, 0.0), True),
+        (34735, 3, 4, (1, 1, 0, 0), True),
+    ]
+    tifffile.imwrite("photo.tif", NOISE, photometric="rgb", extratags=place)
+    sides = Sides(Side(), Side(1, "float32", 0.0, 80.0))
+    assert run(made(sides=sides), "photo.tif", "out") == 0
+    with tifffile.TiffFile("out/photo.tif") as file:
+        tags = file.pages[0].tags
+        assert [tags[code].value for code, *_ in place] == [value for *_, value, _ in place]
+        assert (file.pages[0].dtype, file.pages[0].shape) == (np.float32, (64, 96))
+    with pytest.raises(ValueError, match=r"\.png does not hold .*1 channel of float32; use \.tif"):
+        translate_files(made(sides=sides), "photo.tif", Path("out.png"))
 
 
 # --- Tiles ---
@@ -290,9 +375,9 @@ def test_one_picture_and_its_samples(photos: Path, capsys: pytest.CaptureFixture
 
 def test_jpeg_takes_transparent_and_deep_pictures():
     Image.new("LA", (40, 40)).save("clear.png")
-    assert run(made(output_nc=1), "clear.png", "clear.jpg") == 0
-    Image.fromarray(np.zeros((40, 40), np.uint16)).save("deep.png")
-    assert run(made(input_nc=1, output_nc=1), "deep.png", "deep.jpg") == 0
+    assert run(made(output_nc=1), "clear.png", "clear.jpg", "--alpha", "keep") == 0
+    sides = Sides(Side(), Side(1, "uint16", 0, 65535))
+    assert run(made(sides=sides), "clear.png", "deep.jpg") == 0
     assert [Image.open(f"{n}.jpg").mode for n in ("clear", "deep")] == ["L", "L"]
 
 
@@ -340,9 +425,9 @@ def test_a_wrong_source(
 def test_settings_and_pictures_that_cannot_be(photos: Path):
     with pytest.raises(ValueError, match="samples is -1"):
         translate_files(made(), "photos", Path("out"), samples=-1)
-    with pytest.raises(ValueError, match=r"PIL.Image.open, not 'photos/a.JPG'"):
+    with pytest.raises(ValueError, match=r"PIL.Image.open or arrays, not 'photos/a.JPG'"):
         translate(load_generator(made()), "photos/a.JPG")
-    with pytest.raises(ValueError, match="picture 1: its pixels are fractional"):
+    with pytest.raises(ValueError, match="it has 1 channel of float32; expected 3 channels of u"):
         translate(load_generator(made()), [Image.new("L", (9, 9)), Image.new("F", (9, 9))])
 
 

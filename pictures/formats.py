@@ -1,0 +1,264 @@
+"""Files of any format as raw arrays: what the file holds, before anything is made of it."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import ExifTags, Image, ImageCms
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # those of Pillow
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Of a GeoTIFF: pixel scale, tie points, transformation, and the keys that name the projection.
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
+NO_DATA = 42113  # where GDAL says which number stands for "not measured"
+WITH_ALPHA = (2, 4)  # channels: grey or colour, and opacity
+MAX_CHANNELS = 64
+FILL = "Pictures with missing numbers: fill these in, or leave the pictures out"
+KEPT = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16", "int8": "int16", "int16": "int16"}
+REDUCED_OR_MASK = 1 | 4  # what a page of a TIFF may be beside the picture
+
+
+class UnusableError(ValueError):
+    """Why a picture cannot be used: the reason, and what to do beyond repairing it."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.advice = reason, advice
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An opened picture: what is known of it, and ``load`` for its pixels as they are stored."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+    """Returns (height, width, channels) of ``dtype``."""
+    opacity: str = ""
+    """Whether the last channel is opacity, and how the others stand to it: straight or scaled."""
+    index: str = ""
+    """P or L, where the numbers are to be taken for those of classes."""
+    orientation: Callable[[], int] = lambda: 1
+    """By EXIF, 1 to 8; some files tell only after their pixels."""
+    tags: dict[int, tuple] = field(default_factory=dict)
+    """Where on Earth it lies: TIFF tags as tifffile writes them."""
+
+
+@contextlib.contextmanager
+def opened_raw(path: Path, labels: bool = False) -> Iterator[Raw]:
+    """Open a file of any format, known by its first bytes.
+
+    Args:
+        path: The file.
+        labels: Whether numbers without colours, and those behind a palette, are classes.
+
+    Raises:
+        UnusableError: It is of a kind that has no agreed meaning here.
+        Exception: Damaged files make the libraries raise nearly anything.
+    """
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY":
+        yield raw_array(np.load(path, mmap_mode="r", allow_pickle=False), labels)
+    elif start[:4] in TIFF_STARTS:
+        with tifffile.TiffFile(path) as tiff:
+            yield raw_tiff(tiff, path, labels)
+    else:
+        with Image.open(path, formats=FORMATS) as image:
+            yield raw_image(image, labels)
+
+
+# --- Pillow: PNG, JPEG, WebP, BMP ---
+def raw_image(image: Image.Image, labels: bool = False) -> Raw:
+    """Return a picture that Pillow has opened."""
+    # What many phones write as .jpg is an MPO: the photo first, then a preview or a depth map.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise UnusableError(f"an animation or a stack of {image.n_frames} pictures")
+    known = (image.height, image.width)
+    orientation = partial(_exif_orientation, image)
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode == "F" or _is_deep_grey(image):
+        dtype = np.dtype(np.float32 if image.mode == "F" else np.uint16)
+        load = partial(_loaded, image, dtype)
+        return Raw(*known, 1, dtype, load, index="L" * labels, orientation=orientation)
+    if deep := _deep_bands(image):
+        channels = len(deep)
+        opacity = "straight" if channels in WITH_ALPHA else ""
+        load = partial(_deep_colour, image)
+        return Raw(*known, channels, np.dtype(np.uint16), load, opacity, orientation=orientation)
+    if labels and (image.mode == "P" or grey):
+        index = "P" if image.mode == "P" else "L"
+        load = partial(_loaded, image, np.dtype(np.uint8), "" if index == "P" else "L")
+        return Raw(*known, 1, np.dtype(np.uint8), load, index=index, orientation=orientation)
+    opacity = "straight" if image.has_transparency_data else ""
+    mode = ("L" if grey else "RGB") + "A" * bool(opacity)
+    load = partial(_loaded, image, np.dtype(np.uint8), mode, to_srgb=not labels)
+    return Raw(*known, len(mode), np.dtype(np.uint8), load, opacity, orientation=orientation)
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    # Before Pillow 11 a 16-bit PNG has the mode "I".
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _deep_bands(image: Image.Image) -> str:
+    """Return the bands of a PNG of 16 bits in each, of which Pillow would keep the upper 8."""
+    rawmode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    return rawmode.removesuffix(";16B") if rawmode.endswith(";16B") else ""
+
+
+def _deep_colour(image: Image.Image) -> np.ndarray:
+    image.fp.seek(0)
+    return imagecodecs.png_decode(image.fp.read())
+
+
+def _loaded(
+    image: Image.Image, dtype: np.dtype, mode: str = "", *, to_srgb: bool = False
+) -> np.ndarray:
+    image.load()
+    if to_srgb:
+        image = _in_srgb(image)
+    image = image.convert(mode) if mode else image
+    # A 16-bit picture may have its bytes in either order.
+    return np.asarray(image).astype(dtype, copy=False).reshape(image.height, image.width, -1)
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert colours from the profile that a picture brings with it."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a damaged one says nothing
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(own):
+            return image
+        alpha = image.getchannel("A") if image.mode == "RGBA" else None
+        colours = image.convert("RGB") if alpha else image
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(colours, own, srgb, outputMode="RGB")
+        if alpha:
+            converted.putalpha(alpha)
+        return converted
+    return image
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # asking further would decode the whole picture
+    value = 1
+    with contextlib.suppress(Exception):  # damaged EXIF data do not spoil the picture
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value
+
+
+# --- NumPy ---
+def raw_array(array: np.ndarray, labels: bool = False) -> Raw:
+    """Return an array (H, W), (H, W, channels) or (channels, H, W)."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        shape = "x".join(map(str, array.shape))
+        raise UnusableError(f"an array of {shape}; expected (height, width), or channels as well")
+    if array.dtype.kind not in "buif":
+        raise UnusableError(f"its numbers are {array.dtype}; expected whole or fractional ones")
+    dtype = np.dtype(KEPT.get(array.dtype.name, "float32"))
+    pixels = array[..., None] if array.ndim == 2 else np.moveaxis(array, _channel_axis(array), -1)
+    load = partial(_kept, pixels, dtype)
+    return Raw(*pixels.shape, dtype, load, index="L" * (labels and pixels.shape[2] == 1))
+
+
+def _channel_axis(array: np.ndarray) -> int:
+    """Return the axis of the channels: that without which the picture is nearest to a square."""
+    height_width = {0: array.shape[1:], 2: array.shape[:2]}
+    few = [axis for axis in height_width if array.shape[axis] <= MAX_CHANNELS]
+    return min(few or (2,), key=lambda axis: max(height_width[axis]) / min(height_width[axis]))
+
+
+def _kept(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    pixels = pixels * np.uint8(255) if pixels.dtype == bool else pixels
+    return np.ascontiguousarray(pixels, dtype)
+
+
+# --- TIFF ---
+def raw_tiff(tiff: tifffile.TiffFile, path: Path, labels: bool = False) -> Raw:
+    """Return the full-resolution picture of a TIFF, whatever its layout."""
+    page, source = _full_resolution(tiff)
+    photometric = getattr(page.photometric, "name", "")
+    if photometric in ("SEPARATED", "YCBCR", "CIELAB"):  # Pillow knows how these look
+        return raw_image(Image.open(path, formats=["TIFF"]), labels)
+    shape = tuple(n for n in source.shape if n > 1 or len(source.shape) <= 3)
+    shape += (3,) * (photometric == "PALETTE" and not labels)
+
+    def load() -> np.ndarray:
+        pixels = _as_seen(source.asarray(), page, labels).reshape(shape)
+        _refuse_missing(pixels, page.tags.valueof(NO_DATA))
+        return raw_array(pixels).load()
+
+    raw = raw_array(np.broadcast_to(np.zeros((), source.dtype), shape), labels)
+    opacity = ""
+    if raw.channels in WITH_ALPHA and len(page.extrasamples) == 1:
+        opacity = {1: "scaled", 2: "straight"}.get(int(page.extrasamples[0]), "")
+    return replace(
+        raw,
+        load=load,
+        opacity=opacity,
+        index="P" if raw.index and photometric == "PALETTE" else raw.index,
+        orientation=lambda: page.tags.valueof(ExifTags.Base.Orientation, 1),
+        tags={
+            t.code: (t.code, t.dtype, t.count, t.value, True)
+            for t in page.tags
+            if t.code in GEO_TAGS
+        },
+    )
+
+
+def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
+    """Return the page that says what the picture is, and what holds its pixels.
+
+    Smaller copies and masks, which may stand beside it, are passed over; pages that are its
+    channels belong to it.
+    """
+    pages = [page for page in tiff.pages if not page.subfiletype & REDUCED_OR_MASK]
+    first = pages[0].aspage()
+    if len(pages) == 1:
+        return first, first
+    series = tiff.series[0]
+    if len(series.pages) != len(pages) or set(series.axes) & set("ZTI") or series.ndim != 3:
+        raise UnusableError(f"a stack of {len(pages)} pictures")
+    return first, series
+
+
+def _as_seen(pixels: np.ndarray, page: tifffile.TiffPage, labels: bool) -> np.ndarray:
+    """Turn stored numbers into grey or colour as they are meant; those of classes stay."""
+    if labels:
+        return pixels
+    photometric, bits = getattr(page.photometric, "name", ""), page.bitspersample
+    if photometric == "PALETTE":
+        return (page.colormap >> 8).astype(np.uint8).T[pixels]
+    if photometric == "MINISWHITE":
+        pixels = ~pixels if pixels.dtype == bool else np.array(2**bits - 1, pixels.dtype) - pixels
+    if 1 < bits < 8:
+        pixels = (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+    if pixels.dtype == np.uint8 and page.iccprofile and pixels.shape[2:] in ((3,), (4,)):
+        image = Image.fromarray(pixels)
+        image.info["icc_profile"] = page.iccprofile
+        pixels = np.asarray(_in_srgb(image))
+    return pixels
+
+
+def _refuse_missing(pixels: np.ndarray, no_data: str | None) -> None:
+    """Refuse numbers that stand for "not measured": they would spoil range and losses."""
+    if pixels.dtype.kind != "f" and pixels.dtype != np.int16:
+        return
+    missing = np.zeros(pixels.shape, bool)
+    with contextlib.suppress(TypeError, ValueError):  # a text that is no number names none
+        missing |= pixels == np.array(float(no_data), pixels.dtype)
+    if missing.any():
+        raise UnusableError(f"{missing.mean():.1%} of it is not measured ({no_data})", FILL)

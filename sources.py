@@ -9,7 +9,7 @@ from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
-from pictures.layouts import Pair, Split, check_folder, find_pairs, normal_name, shortened
+from pictures.layouts import Pair, Split, check_folder, find_pairs, shortened
 from pictures.pairs import Recipe
 from pictures.palettes import Palette
 from recipes import palette_of
@@ -50,11 +50,12 @@ def split_of(config: Config) -> Split:
     Raises:
         ValueError, OSError: The folder does not hold pairs; the message says what was expected.
     """
-    names = ("train_dir", "val_dir", "input_dir", "target_dir")
-    named = {
-        name: str(Path(folder).absolute()) for name in names if (folder := getattr(config, name))
-    }
-    root = Path(config.dataset) if named else find_dataset(config.dataset, config.mirror)
+    folders = {"train_dir": config.train_dir, "val_dir": config.val_dir}
+    folders |= {"a": config.input_dir, "b": config.target_dir}
+    named = {name: getattr(config, name) for name in ("a", "b", "suffix_a", "suffix_b")}
+    named |= {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
+    is_named = config.train_dir or config.input_dir
+    root = Path(config.dataset) if is_named else find_dataset(config.dataset, config.mirror)
     return find_pairs(root, **named, val_fraction=config.val_fraction, seed=config.seed)
 
 
@@ -99,7 +100,7 @@ class Data:
         """Return what the pairs are, wherever they lie."""
         return {
             part: {
-                normal_name(pair.a.name): content
+                pair.key: content
                 for pair, content in zip(images.pairs, images.contents, strict=True)
             }
             for part, images in (("train", self.train), ("val", self.val))
@@ -153,6 +154,7 @@ def open_data(config: Config) -> Data:
         ValueError, OSError: There are no pairs, or too few; or the cache cannot be written.
     """
     split = split_of(config)
+    notes = [split.left_out]
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
     for pairs, augment in ((split.train, True), (split.val, False)):
@@ -168,5 +170,6 @@ def open_data(config: Config) -> Data:
             f"batch_size {config.batch_size} is larger than the data set of {len(train)} training "
             f"pairs, so no batch is full. Set batch_size to {len(train)} or less."
         )
-    print(split.describe(config.name, train.sizes), *train.notes, *val.notes, sep="\n")
+    notes = [split.describe(config.name, train.sizes), *notes, *train.notes, *val.notes]
+    print(*filter(None, notes), sep="\n")
     return Data(train, val, palette_of(config), config.batch_size)

@@ -23,7 +23,7 @@ from devices import Machine, choose_machine
 from disk import make_folder
 from generator import Generator
 from pictures.decode import Decoded, PictureError, decode, image_of
-from pictures.jobs import FORMATS, Job, ahead, find_jobs, read, save
+from pictures.jobs import FORMATS, Job, ahead, find_jobs, left_out, read, save
 from pictures.pairs import resize, to_channels
 from progress import progress
 from scripts import is_out_of_memory, run_script
@@ -268,6 +268,8 @@ def _jobs_left(
     if samples < 0:
         raise ValueError(f"samples is {samples}; give 0 (one output, without noise) or more.")
     jobs = found = find_jobs(source, output, suffix=suffix, samples=samples)
+    if left := left_out(source, output, found):
+        print(left)
     if skip_existing:
         jobs = [job for job in found if not all(path.exists() for path in job.targets.values())]
         print(f"{len(found) - len(jobs)} of {len(found)} pictures are translated already")

@@ -78,16 +78,19 @@ def test_folders_named_by_the_user(towns: Path):
 @pytest.mark.parametrize(
     "named",
     [
-        {"val_dir": "x"},
-        {"input_dir": "x"},
-        {"target_dir": "x"},
-        {"input_dir": "x", "target_dir": "y", "train_dir": "z"},
-        {"input_dir": "x", "train_dir": "y"},
+        {"input_dir": "deep/photos", "target_dir": "deep/labels"},
+        {"dataset": "deep", "a": "photos", "b": "labels"},
+        {"dataset": "deep", "a": "photos", "b": "labels", "val_dir": "deep/val"},
     ],
 )
-def test_folders_named_in_a_way_that_makes_no_sense_are_refused(named: dict[str, str]):
-    with pytest.raises(ValueError, match="_dir"):
-        Config(**named)
+def test_the_sides_are_named(towns: Path, named: dict[str, str]):
+    for side in ("photos", "labels"):
+        for part in ("train", "val"):
+            shutil.copytree(towns / part, Path("deep", side, part))
+    split = split_of(resolve(Config(**named))[0])
+    assert (len(split.train), len(split.val), split.layout) == (8, 2, "two folders")
+    found = [file.relative_to(file.parents[3]).as_posix() for file in split.val[1].files]
+    assert found == ["deep/photos/val/0002.png", "deep/labels/val/0002.png"]
 
 
 def small(towns: Path, **settings: object) -> Config:

@@ -158,6 +158,8 @@ class Config:
     """Scale the short side to load_size and crop, instead of squeezing pictures to a square."""
     square_halves: bool = True
     """Expect side-by-side pictures twice as wide as high; off: cut any even width in half."""
+    check_halves: bool = True
+    """Refuse side-by-side pictures that look like single ones; off: cut them in half anyway."""
     nearest: Literal["none", "input", "target", "both"] = "none"
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
     labels: Literal["none", "target"] | None = None

@@ -9,6 +9,7 @@ from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
+from pictures.halves import check_halves
 from pictures.layouts import Pair, Split, check_folder, find_pairs, shortened
 from pictures.pairs import Recipe
 from pictures.palettes import Palette
@@ -155,6 +156,8 @@ def open_data(config: Config) -> Data:
     """
     split = split_of(config)
     notes = [split.left_out]
+    if config.check_halves and split.train[0].b is None:
+        notes += check_halves(split.train, recipe_of(config, augment=True))
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
     for pairs, augment in ((split.train, True), (split.val, False)):

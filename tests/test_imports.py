@@ -23,7 +23,7 @@ LAYERS = [
     },
     {"pictures.decode", "pictures.sheet", "towns.plan", "config", "discriminator"},
     {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw", "workers"},
-    {"pictures.cache"},
+    {"pictures.cache", "pictures.halves"},
     {"recipes"},
     {"dataset", "authors"},
     {"sources", "utils"},

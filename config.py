@@ -46,9 +46,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What the recipe of a data set changes in that. The paper's shorter trainings do not decay.
+_DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4}
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
-    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4},
+    "towns": _DRAWN,
+    "heights": _DRAWN,
     "facades": {"direction": "BtoA"},
     "maps": {},
     "cityscapes": {"direction": "BtoA"},
@@ -57,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "night2day": {"batch_size": 4, "n_epochs": 17, "n_epochs_decay": 0},
 }
 
-# Where the authors publish the archives of those data sets (towns aside).
+# Where the authors publish the archives of those data sets (the drawn ones aside).
 OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 
 MAX_CROP = 1024  # pixels

@@ -15,7 +15,9 @@ from pictures.pairs import Recipe
 from pictures.palettes import Palette
 from recipes import palette_of
 from towns.draw import N_TRAIN, N_VAL, draw_towns
+from towns.heights import draw_heights
 
+DRAWN = {"towns": draw_towns, "heights": draw_heights}
 MOST = 8  # names in a message
 Identity = dict[str, dict[str, str]]  # of "train" and "val": name of a pair to hash of its files
 
@@ -36,9 +38,9 @@ def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
         known = folder == Path(dataset) or dataset in PRESETS
         if folder.is_dir() and known and not is_code:
             return folder
-    if dataset == "towns":
-        draw_towns(Path("data/towns"), N_TRAIN, N_VAL)
-        return Path("data/towns")
+    if dataset in DRAWN:
+        DRAWN[dataset](Path("data") / dataset, N_TRAIN, N_VAL)
+        return Path("data") / dataset
     if dataset in ARCHIVES:
         return fetch(dataset, mirror=mirror)
     check_folder(Path(dataset), "the data set")

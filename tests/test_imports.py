@@ -23,7 +23,7 @@ LAYERS = [
     },
     {"pictures.decode", "pictures.sheet", "towns.plan", "config", "discriminator"},
     {"pictures.pairs", "pictures.download", "pictures.jobs", "towns.draw", "workers"},
-    {"pictures.cache", "pictures.halves"},
+    {"pictures.cache", "pictures.halves", "towns.heights"},
     {"recipes"},
     {"dataset", "authors"},
     {"sources", "utils"},

@@ -8,7 +8,7 @@ import pytest
 import sources
 from config import Config
 from pictures import cache
-from pictures.layouts import Pair
+from pictures.layouts import Pair, find_pairs
 from pictures.pairs import content_of
 from recipes import resolve
 from sources import changes, find_dataset, open_data, open_pairs, recipe_of, split_of
@@ -21,7 +21,7 @@ def test_an_existing_folder_wins_over_an_official_name(towns: Path, tmp_path: Pa
     assert find_dataset("maps") == Path("maps")
 
 
-def test_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_sample_sets_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sources, "N_TRAIN", 2)
     monkeypatch.setattr(sources, "N_VAL", 1)
     Path("towns").mkdir()  # as in this project's own folder, where the code that draws lies
@@ -31,6 +31,8 @@ def test_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.Monkey
     find_dataset("towns")
     assert Path("data/towns/train/0001.png").stat().st_mtime_ns == first
     assert len(list(Path("data/towns").rglob("*.png"))) == 3
+    split = find_pairs(find_dataset("heights"))
+    assert (len(split.train), len(split.val), split.layout) == (2, 1, "two folders")
 
 
 def test_a_missing_folder_is_named():
@@ -46,7 +48,7 @@ def test_only_the_papers_data_sets_are_fetched(tmp_path: Path, monkeypatch: pyte
         return Path("data") / name
 
     monkeypatch.setattr(sources, "fetch", fetch)
-    monkeypatch.setattr(sources, "draw_towns", lambda *arguments: None)
+    monkeypatch.setitem(sources.DRAWN, "towns", lambda *arguments: None)
     find_dataset("towns", "mirror")
     for missing in ("nowhere", "data/maps"):
         with pytest.raises(FileNotFoundError):

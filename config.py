@@ -46,9 +46,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # What the recipe of a data set changes in that. The paper's shorter trainings do not decay.
+_DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4}
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
-    "towns": {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4},
+    "towns": _DRAWN,
+    "heights": _DRAWN,
     "facades": {"direction": "BtoA"},
     "maps": {},
     "cityscapes": {"direction": "BtoA"},
@@ -57,11 +59,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "night2day": {"batch_size": 4, "n_epochs": 17, "n_epochs_decay": 0},
 }
 
-# Where the authors publish the archives of those data sets (towns aside).
+# Where the authors publish the archives of those data sets (the drawn ones aside).
 OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 
 MAX_CROP = 1024  # pixels
-PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "cache_dir", "init_from")
+PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "a", "b")
+PATHS += ("cache_dir", "init_from")
 
 
 class Rule(NamedTuple):
@@ -124,19 +127,27 @@ class Config:
 
     # --- The data ---
     dataset: Annotated[str, DATASET] = "towns"
-    """Folder of side-by-side pairs, or a name in PRESETS: towns is drawn, the others fetched."""
+    """Folder of pairs, or a name in PRESETS: towns and heights are drawn, the others fetched."""
     mirror: Annotated[str, MIRROR] = OFFICIAL
     """Where a data set in PRESETS is fetched: base address, or local folder of NAME.tar.gz."""
     name: Annotated[str, FOLDER_NAME] = ""
     """Name of the run, for its folders of results; empty: the data set's folder name."""
     train_dir: str = ""
-    """Folder of training pairs, where it is not called train."""
+    """Training pairs, where they are not called train: X/learn also finds X/learn_A, X/learn_B."""
     val_dir: str = ""
-    """Folder of validation pairs, where it is not called val or test; needs train_dir as well."""
+    """Validation pairs, where they are not called val, validation or test; likewise."""
     input_dir: str = ""
     """Folder of input pictures, whose targets have the same names in target_dir."""
     target_dir: str = ""
-    """Folder of target pictures; the pairs of the two folders are split by val_fraction."""
+    """Folder of target pictures."""
+    a: str = ""
+    """Name of the folders of A pictures, where it is not A: images finds train/images as well."""
+    b: str = ""
+    """Name of the folders of B pictures, where it is not B."""
+    suffix_a: str = ""
+    """What the names of A pictures end in, where both lie in one folder: _A, or .jpg for a type."""
+    suffix_b: str = ""
+    """What the names of B pictures end in, such as _B."""
     val_fraction: Annotated[float, SHARE] = 0.1
     """Share of the pairs kept for validation, where the folder has no split of its own."""
     direction: Literal["AtoB", "BtoA"] | None = None
@@ -151,6 +162,8 @@ class Config:
     """Scale the short side to load_size and crop, instead of squeezing pictures to a square."""
     square_halves: bool = True
     """Expect side-by-side pictures twice as wide as high; off: cut any even width in half."""
+    check_halves: bool = True
+    """Refuse side-by-side pictures that look like single ones; off: cut them in half anyway."""
     nearest: Literal["none", "input", "target", "both"] = "none"
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
     labels: Literal["none", "input", "target", "both"] | None = None
@@ -303,17 +316,17 @@ def _plain(value: Any, kind: type) -> Any:
 
 def _check_pairs(config: Config) -> None:
     """Refuse values that cannot work together, naming the smallest change that does."""
-    if config.val_dir and not config.train_dir:
+    for one, other in (("input_dir", "target_dir"), ("a", "b")):
+        if bool(getattr(config, one)) != bool(getattr(config, other)):
+            missing = other if getattr(config, one) else one
+            raise ValueError(f"{missing} is empty; {one} and {other} are set together.")
+    if config.input_dir and config.a:
         raise ValueError(
-            "val_dir is set without train_dir; set train_dir too, or leave both empty."
+            "input_dir and a are both set; name the folders of inputs and targets in one way."
         )
-    if bool(config.input_dir) != bool(config.target_dir):
-        missing = "target_dir" if config.input_dir else "input_dir"
-        raise ValueError(f"{missing} is empty; input_dir and target_dir are set together.")
-    if config.input_dir and config.train_dir:
+    if config.suffix_a == config.suffix_b != "":
         raise ValueError(
-            "input_dir and train_dir are both set; name either the two folders of inputs and "
-            "targets, or those of training and validation pairs."
+            f"suffix_a and suffix_b are both {config.suffix_a}; set them to what tells A from B."
         )
     if config.input_dir and config.direction == "BtoA":
         raise ValueError(

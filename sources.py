@@ -12,13 +12,16 @@ from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
-from pictures.layouts import Pair, Split, check_folder, find_pairs, normal_name, shortened
+from pictures.halves import check_halves
+from pictures.layouts import Pair, Split, check_folder, find_pairs, shortened
 from pictures.pairs import ROLES, Kinds, Recipe
 from pictures.palettes import Palette, by_numbers, find_classes
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
 from recipes import palettes_of
 from towns.draw import N_TRAIN, N_VAL, draw_towns
+from towns.heights import draw_heights
 
+DRAWN = {"towns": draw_towns, "heights": draw_heights}
 MOST = 8  # names in a message
 SHARES = (0.001, 0.999)  # of the numbers of pictures whose type has no black and white
 LOOKED_AT = 256  # pictures by which a range is found
@@ -43,9 +46,9 @@ def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
         known = folder == Path(dataset) or dataset in PRESETS
         if folder.is_dir() and known and not is_code:
             return folder
-    if dataset == "towns":
-        draw_towns(Path("data/towns"), N_TRAIN, N_VAL)
-        return Path("data/towns")
+    if dataset in DRAWN:
+        DRAWN[dataset](Path("data") / dataset, N_TRAIN, N_VAL)
+        return Path("data") / dataset
     if dataset in ARCHIVES:
         return fetch(dataset, mirror=mirror)
     check_folder(Path(dataset), "the data set")
@@ -58,11 +61,12 @@ def split_of(config: Config) -> Split:
     Raises:
         ValueError, OSError: The folder does not hold pairs; the message says what was expected.
     """
-    names = ("train_dir", "val_dir", "input_dir", "target_dir")
-    named = {
-        name: str(Path(folder).absolute()) for name in names if (folder := getattr(config, name))
-    }
-    root = Path(config.dataset) if named else find_dataset(config.dataset, config.mirror)
+    folders = {"train_dir": config.train_dir, "val_dir": config.val_dir}
+    folders |= {"a": config.input_dir, "b": config.target_dir}
+    named = {name: getattr(config, name) for name in ("a", "b", "suffix_a", "suffix_b")}
+    named |= {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
+    is_named = config.train_dir or config.input_dir
+    root = Path(config.dataset) if is_named else find_dataset(config.dataset, config.mirror)
     return find_pairs(root, **named, val_fraction=config.val_fraction, seed=config.seed)
 
 
@@ -135,7 +139,7 @@ class Data:
         """Return what the pairs are, wherever they lie."""
         return {
             part: {
-                normal_name(pair.a.name): content
+                pair.key: content
                 for pair, content in zip(images.pairs, images.contents, strict=True)
             }
             for part, images in (("train", self.train), ("val", self.val))
@@ -193,6 +197,9 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
         ValueError, OSError: There are no pairs, or too few; or the cache cannot be written.
     """
     split = split_of(config)
+    notes = [split.left_out]
+    if config.check_halves and split.train[0].b is None:
+        notes += check_halves(split.train, recipe_of(config, augment=True))
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
     kinds = sides.kinds if sides else None
@@ -210,12 +217,10 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
             f"batch_size {config.batch_size} is larger than the data set of {len(train)} training "
             f"pairs, so no batch is full. Set batch_size to {len(train)} or less."
         )
-    print(split.describe(config.name, train.sizes), *train.notes, *val.notes, sep="\n")
     sides = sides or find_sides(config, train)
-    for role, side in zip(ROLES, sides, strict=True):
-        if side != Side():
-            print(f"{role}s: {side.describe()}")
-    print(*_narrow(train, sides), sep="\n", end="")
+    kinds = [f"{r}s: {s.describe()}" for r, s in zip(ROLES, sides, strict=True) if s != Side()]
+    notes = [*notes, *kinds, *train.notes, *val.notes, *_narrow(train, sides)]
+    print(*filter(None, [split.describe(config.name, train.sizes), *notes]), sep="\n")
     return Data(train, val, sides, config.batch_size)
 
 
@@ -282,5 +287,5 @@ def _narrow(train: PairedImages, sides: Sides) -> Iterator[str]:
         if high - low < NARROW * (side.high - side.low):
             yield (
                 f"{role}s fill {low:g} to {high:g} of {side.low:g} to {side.high:g}; give "
-                f"--{role}-range {low:g} {high:g}, or --labels {role} if these are masks\n"
+                f"--{role}-range {low:g} {high:g}, or --labels {role} if these are masks"
             )

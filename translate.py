@@ -25,7 +25,7 @@ from disk import make_folder
 from generator import Generator
 from pictures.decode import Picture, PictureError, Reading, decode, read_picture
 from pictures.encode import HOLDS, as_opened, can_hold
-from pictures.jobs import Job, ahead, find_jobs, save
+from pictures.jobs import Job, ahead, find_jobs, left_out, save
 from pictures.pairs import SQUARE, cut, resize
 from pictures.palettes import numbered
 from pictures.sides import OWN_RANGES, SCALABLE, Kind, Side, misfit, to_kind
@@ -348,6 +348,8 @@ def _jobs_left(
     if samples < 0:
         raise ValueError(f"samples is {samples}; give 0 (one output, without noise) or more.")
     jobs = found = find_jobs(source, output, suffix=suffix, samples=samples)
+    if left := left_out(source, output, found):
+        print(left)
     if skip_existing:
         jobs = [job for job in found if not all(path.exists() for path in job.targets.values())]
         print(f"{len(found) - len(jobs)} of {len(found)} pictures are translated already")

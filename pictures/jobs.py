@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,16 @@ from typing import TypeVar
 from disk import is_full, reason_of, whole_file
 from pictures.decode import Picture, PictureError
 from pictures.encode import HOLDS, write
-from pictures.layouts import SUFFIXES, check_folder, listed, normal_name, pictures_below
+from pictures.layouts import (
+    NO_PICTURES,
+    SUFFIXES,
+    check_folder,
+    counted,
+    files_below,
+    is_picture,
+    listed,
+    normal_name,
+)
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -45,13 +54,9 @@ def find_jobs(source: str, output: Path, *, suffix: str = ".png", samples: int =
         raise ValueError(
             f"{output} cannot be written; end it in {', '.join(HOLDS)}, or name a folder."
         )
-    found = [Path(source)] if os.path.isfile(source) else _pictures_at(source)
-    root = Path(source).parent if os.path.isfile(source) else _root(source)
-    inside = output.resolve()
-    if root.resolve() in inside.parents:  # what an earlier run wrote there is no input
-        found = [path for path in found if inside not in path.resolve().parents]
+    root = _root(source)
     jobs: list[Job] = []
-    for path in found:
+    for path in _pictures_at(source, output):
         target = output if one_file else (output / path.relative_to(root)).with_suffix(suffix)
         numbered = {
             seed: target.with_name(f"{target.stem}_{seed + 1}{target.suffix}")
@@ -59,31 +64,56 @@ def find_jobs(source: str, output: Path, *, suffix: str = ".png", samples: int =
         }
         jobs.append(Job(path, numbered or {None: target}))
     _check_targets(jobs)
-    if not one_file and any(job.source.parent.resolve() == inside for job in jobs):
+    if not one_file and any(job.source.parent.resolve() == output.resolve() for job in jobs):
         raise ValueError(
             f"The outputs would lie among the pictures in {output}; give another folder for them."
         )
     return jobs
 
 
-def _pictures_at(source: str) -> list[Path]:
-    if glob.has_magic(source) and not os.path.exists(source):
-        matches = sorted(Path(path) for path in glob.glob(source, recursive=True))
-        found = [p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file()]
-    else:
-        check_folder(Path(source), "the folder of pictures")
-        found = pictures_below(Path(source))
+def left_out(source: str, output: Path, jobs: Sequence[Job]) -> str:
+    """Say in one line what lies at a source and is in none of its ``jobs``; "" if nothing does."""
+    source, taken = os.path.expanduser(source), {job.source for job in jobs}
+    files = [path for path in _files_at(source, output) if path not in taken]
+    left = counted((f for f in files if f.suffix.lower() not in NO_PICTURES), _root(source))
+    return f"left out of {source}: {left}" if left else ""
+
+
+def _pictures_at(source: str, output: Path) -> list[Path]:
+    files = _files_at(source, output)
+    found = files if os.path.isfile(source) else [path for path in files if is_picture(path)]
     if not found:
         pattern = " as a pattern, in which [ ] have a meaning," if "[" in source else ""
-        raise ValueError(f"{source}{pattern} holds no pictures; expected {', '.join(SUFFIXES)}.")
+        held = f" ({counted(files, _root(source))})" if files else ""
+        raise ValueError(
+            f"{source}{pattern} holds no pictures{held}; expected {', '.join(SUFFIXES)}."
+        )
     return found
+
+
+def _files_at(source: str, output: Path) -> list[Path]:
+    """Return the files at a source, but for those that an earlier run wrote below it."""
+    if os.path.isfile(source):
+        return [Path(source)]
+    if glob.has_magic(source) and not os.path.exists(source):
+        matches = sorted(Path(path) for path in glob.glob(source, recursive=True))
+        files = [path for path in matches if path.is_file()]
+    else:
+        check_folder(Path(source), "the folder of pictures")
+        files = list(files_below(Path(source)))
+    inside = output.resolve()
+    if _root(source).resolve() in inside.parents:
+        files = [path for path in files if inside not in path.resolve().parents]
+    return files
 
 
 def _root(source: str) -> Path:
     """Return the folder to which the names of the outputs are relative."""
+    if os.path.exists(source):
+        return Path(source).parent if os.path.isfile(source) else Path(source)
     parts = Path(source).parts
     plain = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return Path(source) if os.path.exists(source) else Path(*parts[:plain])
+    return Path(*parts[:plain])
 
 
 def _check_targets(jobs: list[Job]) -> None:

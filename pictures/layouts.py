@@ -5,24 +5,21 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".npy")
+# What lies beside pictures and is none; whatever else is left out is named.
+NO_PICTURES = {".txt", ".md", ".json", ".csv", ".xml", ".html", ".ini", ".db", ".py", ".tfw"}
 VAL_NAMES = ("val", "validation", "test")
 DEPTH = 2  # unpacked archives nest: GIVEN/maps/maps/train
 
-Pattern = tuple[str, str | None]
-Halves = tuple[Path, Path | None]  # the folders of A and B, or of both side by side and None
-
-WITH_SPLIT: tuple[Pattern, ...] = (
-    ("{}A", "{}B"),
-    ("A/{}", "B/{}"),
-    ("{}/A", "{}/B"),
-    ("{}", None),
-)
-WITHOUT_SPLIT: tuple[Pattern, ...] = (("A", "B"), ("", None))
+# Where the sides of a part (train, val) may lie.
+TWO_FOLDERS = ("{part}{side}", "{part}_{side}", "{side}/{part}", "{part}/{side}")
+ONE_FOLDER = "{part}"  # pictures side by side, or of both sides with other endings
 
 
 @dataclass(frozen=True)
@@ -32,15 +29,22 @@ class Pair:
     Attributes:
         a: The file of picture A, or of both halves (A left, B right) if ``b`` is None.
         b: The file of picture B, or None.
+        folder: The folders between that of the set and the file, such as "city/north".
     """
 
     a: Path
     b: Path | None = None
+    folder: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other pairs of its set: the path of A within the set."""
+        return normal_name(PurePath(self.folder, self.a.name).as_posix())
 
     @property
     def name(self) -> str:
-        """The pair's name in reports: the file name of A without its suffix."""
-        return self.a.stem
+        """The pair's name in reports: the path of A within the set, without its suffix."""
+        return PurePath(self.folder, self.a.stem).as_posix()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -58,6 +62,7 @@ class Split:
         layout: How the pairs lie on disk, in a few words.
         root: The folder in which they were found.
         held_out: Whether there was no validation set, so that ``val`` was held out of all pairs.
+        left_out: What else lies there and is not used, in one line, or "".
     """
 
     train: tuple[Pair, ...]
@@ -65,6 +70,7 @@ class Split:
     layout: str
     root: Path
     held_out: bool = False
+    left_out: str = ""
 
     def describe(self, name: str, sizes: Sequence[tuple[int, int]]) -> str:
         """Say in one line what was found; ``sizes`` are the (height, width) of a half, per pair."""
@@ -75,16 +81,75 @@ class Split:
         return f"{name}: {counts}, {self.layout}, {spread}"
 
 
+@dataclass(frozen=True)
+class Named:
+    """What settings name of a layout; what is empty goes by its usual name.
+
+    Attributes:
+        train_dir: The training set, absolute or relative to the data set. Its name stands where
+            ``train`` does in the layouts: ``learn`` finds ``learnA`` and ``learnB``, too.
+        val_dir: The validation set, likewise.
+        a: The folders of A pictures by their name, or one folder by its absolute path.
+        b: The folders of B pictures, likewise.
+        suffix_a: What the names of A pictures end in: "_A", or ".jpg" where the types differ.
+        suffix_b: What the names of B pictures end in.
+    """
+
+    train_dir: str = ""
+    val_dir: str = ""
+    a: str = ""
+    b: str = ""
+    suffix_a: str = ""
+    suffix_b: str = ""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of both sides end in, if that tells them apart."""
+        return (self.suffix_a, self.suffix_b) if self.suffix_a or self.suffix_b else ()
+
+    def patterns(self, part: str) -> tuple[str, ...]:
+        """Return the patterns by which a part of a set may lie, or a set without parts."""
+        two = TWO_FOLDERS if part else ("{side}",)
+        if self.a:
+            return two
+        return (ONE_FOLDER,) if self.suffixes else (*two, ONE_FOLDER)
+
+    @property
+    def expected(self) -> str:
+        """How pairs are to lie in a folder."""
+        if self.a:
+            return f"in folders {self.a} and {self.b}"
+        if self.suffixes:
+            return f"with names that end in {' and '.join(filter(None, self.suffixes))}"
+        return "side by side or in folders A and B"
+
+
+class Found(NamedTuple):
+    """A part of a data set: ``b`` is ``a`` if both sides lie in it, None if side by side."""
+
+    root: Path
+    pattern: str
+    part: str
+    a: Path
+    b: Path | None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The one or two folders."""
+        return (self.a, self.b) if self.b and self.b != self.a else (self.a,)
+
+
 def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **named: str) -> Split:
     """Find the training and validation pairs below a folder.
 
-    Folders that are named are taken. Otherwise each folder from ``dataset`` to two levels below
-    is looked at for a training set in one of these layouts, the validation set being called
-    ``val``, ``validation`` or ``test`` instead of ``train``:
+    Each folder from ``dataset`` to two levels below is looked at for a training set in one of
+    these layouts, the validation set being called ``val``, ``validation`` or ``test`` instead of
+    ``train``. Folders below those of a set belong to it.
 
-    - two folders of pictures that pair up by name, whatever the suffix: ``trainA`` and
-      ``trainB``, ``A/train`` and ``B/train``, or ``train/A`` and ``train/B``;
-    - side by side, A left and B right in each picture: ``train``.
+    - Two folders of pictures that pair up by name, whatever the suffix: ``trainA`` and ``trainB``,
+      ``train_A`` and ``train_B``, ``A/train`` and ``B/train``, or ``train/A`` and ``train/B``.
+    - One folder, ``train``, of pictures that hold A left and B right; or, where suffixes are named,
+      of pictures that pair up by name once those are taken off.
 
     Where there is no validation set, or pictures lie in ``A`` and ``B`` or in one folder alone,
     ``val_fraction`` of the pairs is held out.
@@ -94,133 +159,207 @@ def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **nam
         val_fraction: Share of the pairs held out where there is no validation set; at least one
             pair is held out and one kept.
         seed: Chooses which pairs are held out.
-        **named: Folders to take, absolute or relative to ``dataset``: ``train_dir`` with or without
-            ``val_dir``, of pictures or of folders A and B; or ``input_dir`` and ``target_dir``,
-            whose pairs are split by ``val_fraction``.
+        **named: Fields of ``Named``.
 
     Raises:
         OSError: If a folder is missing, is a file, or cannot be read.
         ValueError: If there are no pictures, too few, names that do not pair up, or more than
             one place to choose from.
     """
-    dataset = Path(dataset)
-    if named:
-        root, train, val = dataset, *_named_folders(dataset, named)
+    dataset, names = Path(dataset), Named(**named)
+    apart = [Path(side) for side in (names.a, names.b) if os.path.isabs(side)]
+    for folder in apart:
+        check_folder(folder, "the folder of pictures")
+    if names.train_dir:
+        train, val = _named(dataset, "train_dir", names), None
     else:
-        check_folder(dataset, "the data set")
-        root, train, val = _look_for(dataset)
-    split = _paired(root, train, val)
-    return split if val else _split(split, val_fraction, seed)
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """List the picture files directly in a folder, in an order that no system changes."""
-    return [p for p in _entries(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+        if not apart:
+            check_folder(dataset, "the data set")
+        train, val = _look_for(dataset, names, depth=0 if apart else DEPTH)
+    if names.val_dir:
+        val = _named(dataset, "val_dir", names)
+    split = _paired(train, val, names)
+    split = split if val else _split(split, val_fraction, seed)
+    searched = [] if names.train_dir or apart else [dataset]
+    used = [folder for found in (train, val) if found for folder in found.folders]
+    return replace(split, left_out=_left_out(split, used, searched))
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """List the picture files in a folder and below it, hidden and linked folders aside."""
-    found = pictures_in(folder)
-    for child in _entries(folder):
-        if child.is_dir() and not child.is_symlink():
-            found += pictures_below(child)
-    return found
+    """List the picture files in a folder and below it, in an order that no system changes."""
+    return [path for path in files_below(folder) if is_picture(path)]
 
 
-def _named_folders(dataset: Path, named: dict[str, str]) -> tuple[Halves, Halves | None]:
-    """Return the training and validation folders that the settings name."""
-    given = {name: dataset / folder for name, folder in named.items()}
-    for name, folder in given.items():
-        check_folder(folder, name)
-    first, *second = given.values()
-    if second and first.samefile(second[0]):
-        raise ValueError(f"{' and '.join(given)} are the same folder, {first}. Name two folders")
-    if "input_dir" in given:
-        return (first, second[0]), None
-    return _halves(first), _halves(second[0]) if second else None
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and below it: files, and linked folders, which are not entered."""
+    for path in _entries(folder):
+        if path.is_dir() and not path.is_symlink():
+            yield from files_below(path)
+        else:
+            yield path
 
 
-def _halves(folder: Path) -> Halves:
-    a, b = _find(folder, "A"), _find(folder, "B")
-    return (a, b) if a and b else (folder, None)
+def counted(paths: Iterable[Path], root: Path) -> str:
+    """Say how many of each kind there are in each folder, as seen from ``root``; "" if none."""
+    kinds: Counter[str] = Counter()
+    for path in paths:
+        kind = "linked folder(s)" if path.is_dir() else path.suffix.lower() or "without suffix"
+        where = os.path.relpath(path.parent, root)
+        kinds[kind if where == "." else f"{kind} in {where}"] += 1
+    return ", ".join(shortened([f"{n} {kind}" for kind, n in kinds.most_common()], most=6))
 
 
-def _look_for(dataset: Path) -> tuple[Path, Halves, Halves | None]:
-    """Return the one data set at or below a folder: where, to train on, to validate on."""
-    found = _candidates(dataset, WITH_SPLIT, "train") or _candidates(dataset, WITHOUT_SPLIT, "")
+def is_picture(path: Path) -> bool:
+    """Tell by its name whether a path is that of a picture that is read."""
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def _named(dataset: Path, setting: str, names: Named) -> Found:
+    """Return the part of a set that a setting names."""
+    folder = Path(os.path.abspath(dataset / getattr(names, setting)))
+    found = _sets([folder.parent], folder.name, names)
     if not found:
-        raise ValueError(_no_pictures(dataset))
-    if len(found) > 1:
-        sets = [" and ".join(str(d) for d in halves if d) for _, _, halves in found]
+        check_folder(folder, setting)
+    return _only(found, folder, names)
+
+
+def _look_for(dataset: Path, names: Named, depth: int) -> tuple[Found, Found | None]:
+    """Return the one training set at or below a folder, and its validation set."""
+    roots = _below(dataset, depth)
+    train = _only(_sets(roots, "train", names) or _sets(roots, "", names), dataset, names)
+    if not train.part:
+        return train, None
+    vals = (_set_at(train.root, train.pattern, part, names) for part in VAL_NAMES)
+    return train, next((val for val in vals if val), None)
+
+
+def _only(found: list[Found], where: Path, names: Named) -> Found:
+    if not found:
         raise ValueError(
-            f"{dataset} holds more than one set of pictures:\n{listed(sets)}\n"
-            f"Expected one. Give the folder of one as the data set, or set train_dir and val_dir; "
-            f"if two of these hold inputs and targets, set input_dir and target_dir to them"
+            f"{_no_pictures(where)} in it, or in folders train and val in it or at most {DEPTH} "
+            f"folders down, {names.expected}"
         )
-    root, pattern, train = found[0]
-    if pattern in WITHOUT_SPLIT:
-        return root, train, None
-    vals = (_set_at(root, pattern, name) for name in VAL_NAMES)
-    return root, train, next((val for val in vals if val), None)
+    if len(found) > 1:
+        sets = [" and ".join(map(str, one.folders)) for one in found]
+        raise ValueError(
+            f"{where} holds more than one set of pictures:\n{listed(sets)}\n"
+            "Expected one. Give the folder of one as the data set, or set train_dir and val_dir; "
+            "if two of these hold A and B, set a and b to their names"
+        )
+    return found[0]
 
 
-def _candidates(
-    dataset: Path, patterns: Sequence[Pattern], role: str
-) -> list[tuple[Path, Pattern, Halves]]:
-    found, part_of_another = [], set()
-    for root in _below(dataset):
-        for pattern in patterns if root not in part_of_another else ():
-            if halves := _set_at(root, pattern, role):
-                found.append((root, pattern, halves))
-                # A/train is half of a set, not a set in A.
-                part_of_another |= {d for half in halves if half for d in (half, half.parent)}
+def _sets(roots: Sequence[Path], part: str, names: Named) -> list[Found]:
+    found: list[Found] = []
+    for root in roots:
+        inside = {folder for one in found for folder in one.folders}
+        # A/train is half of a set, not a set in A; and what is in a set belongs to it.
+        if inside & {root, *root.parents} or root in {folder.parent for folder in inside}:
+            continue
+        here = [_set_at(root, pattern, part, names) for pattern in names.patterns(part)]
+        here = [one for one in here if one]
+        if len(here) > 1:  # train/A and train/B are no pictures below train
+            here = [one for one in here if one.pattern != ONE_FOLDER or _directly(one.a)]
+        found += here
     return found
 
 
-def _set_at(root: Path, pattern: Pattern, role: str) -> Halves | None:
-    a, b = (None if half is None else _find(root, half.format(role)) for half in pattern)
-    complete = a and (b or pattern[1] is None)
-    return (a, b) if complete and (pictures_in(a) or (b and pictures_in(b))) else None
+def _set_at(root: Path, pattern: str, part: str, names: Named) -> Found | None:
+    """Return the part of a set that lies in a folder by a pattern, if it does."""
+    sides = names.a or "A", names.b or "B"
+    a, b = (_find(root, pattern.format(part=part, side=side)) for side in sides)
+    if not (a and b):
+        return None
+    if pattern == ONE_FOLDER:
+        # Without parts, every folder that has folders of pictures below it would be a set.
+        holds = _directly(a) or (part and pictures_below(a))
+        b = b if names.suffixes else None
+    else:
+        holds = pictures_below(a) or pictures_below(b)
+    return Found(root, pattern, part, a, b) if holds else None
 
 
-def _paired(root: Path, train: Halves, val: Halves | None) -> Split:
-    """Return the pairs of both sets, or list every name in either that has no partner."""
+def _directly(folder: Path) -> bool:
+    return any(map(is_picture, _entries(folder)))
+
+
+def _paired(train: Found, val: Found | None, names: Named) -> Split:
+    """Return the pairs of both parts, or list every name in either that has no partner."""
+    if val and train.a.samefile(val.a):
+        raise ValueError(f"train_dir and val_dir are the same folder, {train.a}. Name two folders")
     problems: list[str] = []
-    train_pairs = _pair_up(train, problems)
-    val_pairs = _pair_up(val, problems) if val else ()
+    train_pairs = _pair_up(train, names, problems)
+    val_pairs = _pair_up(val, names, problems) if val else ()
     if problems:
         raise ValueError(
             "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
-            "each name in each folder, whatever the suffix. Rename, add or remove the ones listed"
+            "each name on each side, whatever the suffix. Rename, add or remove the ones listed"
         )
-    return Split(train_pairs, val_pairs, "two folders" if train[1] else "side by side", root)
+    layout = "side by side" if train.b is None else "two folders"
+    layout = f"names in {' and '.join(names.suffixes)}" if train.a == train.b else layout
+    return Split(train_pairs, val_pairs, layout, train.root)
 
 
-def _pair_up(halves: Halves, problems: list[str]) -> tuple[Pair, ...]:
-    """Return the pairs of two folders, or of one; names without a partner go to ``problems``."""
-    a, b = halves
-    for folder in (d for d in halves if d):
-        if not pictures_in(folder):
-            raise ValueError(_no_pictures(folder))
-    ours = _by_stem(a)
-    theirs = _by_stem(b) if b else ours
-    sides = [(a, ours, theirs), *([(b, theirs, ours)] if b else [])]
-    for folder, here, there in sides:
-        alone = [files[0].name for stem, files in here.items() if stem not in there]
+def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...]:
+    """Return the pairs of a part; names without a partner go to ``problems``."""
+    endings = names.suffixes or ("", "")
+    if found.b is None:
+        sides = _by_name(found.a, [""])
+    elif found.b.samefile(found.a):
+        if not names.suffixes:
+            raise ValueError(f"A and B are the same folder, {found.a}. Name two folders")
+        sides = _by_name(found.a, endings)
+    else:
+        sides = _by_name(found.a, endings[:1]) + _by_name(found.b, endings[1:])
+    folders = (found.a, found.b or found.a)
+    for folder, ending, side in zip(folders, endings, sides, strict=False):
+        if not side:
+            raise ValueError(_no_pictures(folder, ending))
+    ours, theirs = sides[0], sides[-1]
+    for folder, here, there in zip(folders, sides, sides[::-1], strict=False):
+        alone = [files[0].name for name, files in here.items() if name not in there]
         double = [" = ".join(f.name for f in files) for files in here.values() if len(files) > 1]
-        for what, names in (("only", alone), ("the same name", double)):
-            if names:
-                problems.append(f"  {what} in {folder}: {', '.join(shortened(names))}")
-    if b is None:
-        return tuple(Pair(files[0]) for files in ours.values())
-    return tuple(Pair(files[0], theirs[stem][0]) for stem, files in ours.items() if stem in theirs)
+        for what, files in (("only", alone), ("the same name", double)):
+            if files:
+                problems.append(f"  {what} in {folder}: {', '.join(shortened(files))}")
+    return tuple(
+        Pair(a, theirs[name][0] if found.b else None, _folder_in(found.a, a))
+        for name, (a, *_) in ours.items()
+        if name in theirs
+    )
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    stems: dict[str, list[Path]] = {}
-    for picture in pictures_in(folder):
-        stems.setdefault(normal_name(picture.stem).casefold(), []).append(picture)
-    return stems
+def _folder_in(root: Path, picture: Path) -> str:
+    folder = picture.parent.relative_to(root).as_posix()
+    return "" if folder == "." else folder
+
+
+def _by_name(folder: Path, endings: Sequence[str]) -> list[dict[str, list[Path]]]:
+    """Return the pictures below a folder by their names, the longest ending taken off, by ending.
+
+    A name is a path within the folder, without its suffix unless that is the ending.
+    """
+    sides: dict[str, dict[str, list[Path]]] = {ending: {} for ending in endings}
+    longest_first = sorted(sides, key=len, reverse=True)
+    for picture in pictures_below(folder):
+        path = picture.relative_to(folder)
+        spellings = [_folded(path.with_suffix("").as_posix()), _folded(path.as_posix())]
+        for ending, name in product(longest_first, spellings):
+            if name.endswith(_folded(ending)):
+                name = name.removesuffix(_folded(ending))
+                sides[ending].setdefault(name, []).append(picture)
+                break
+    return [sides[ending] for ending in endings]
+
+
+def _left_out(split: Split, used: Sequence[Path], searched: Sequence[Path]) -> str:
+    """Say what lies in the folders that were searched or used and is in no pair."""
+    known = {file for pair in (*split.train, *split.val) for file in pair.files}
+    known |= {above for folder in used for above in (folder, *folder.parents)}  # perhaps linked
+    here = dict.fromkeys(path for folder in (*searched, *used) for path in files_below(folder))
+    left = [p for p in here if p not in known and p.suffix.lower() not in NO_PICTURES]
+    root = searched[0] if searched else split.root
+    return f"left out of {root}: {counted(left, root)}" if left else ""
 
 
 def _split(split: Split, val_fraction: float, seed: int) -> Split:
@@ -233,27 +372,18 @@ def _split(split: Split, val_fraction: float, seed: int) -> Split:
 
     # Ranking by a hash of the name keeps most of the split when pictures are added later.
     def rank(pair: Pair) -> bytes:
-        name = f"{seed}/{normal_name(pair.a.name)}".encode(errors="surrogatepass")
+        name = f"{seed}/{pair.key}".encode(errors="surrogatepass")
         return hashlib.blake2b(name).digest()
 
     n_val = min(max(1, round(len(pairs) * val_fraction)), len(pairs) - 1)
     held_out = set(sorted(pairs, key=rank)[:n_val])
-    unused = _unused_val(split.root)
-    left = f", {unused} left unused" if unused else ""
     return replace(
         split,
         train=tuple(pair for pair in pairs if pair not in held_out),
         val=tuple(pair for pair in pairs if pair in held_out),
         held_out=True,
-        layout=f"{split.layout}, {n_val} of {len(pairs)} held out by val_fraction{left}",
+        layout=f"{split.layout}, {n_val} of {len(pairs)} held out by val_fraction",
     )
-
-
-def _unused_val(root: Path) -> Path | None:
-    """Return a folder of validation pictures that was passed over, if there is one."""
-    halves = (half for pattern in WITH_SPLIT for half in pattern if half)
-    folders = (_find(root, half.format(name)) for half in halves for name in VAL_NAMES)
-    return next((folder for folder in folders if folder and pictures_in(folder)), None)
 
 
 def check_folder(folder: Path, what: str) -> None:
@@ -281,7 +411,7 @@ def check_folder(folder: Path, what: str) -> None:
     raise FileNotFoundError(f"{what} {folder} does not exist ({hint}). Give the path of a folder")
 
 
-def _below(folder: Path, depth: int = DEPTH) -> list[Path]:
+def _below(folder: Path, depth: int) -> list[Path]:
     found = [folder]
     for child in _entries(folder) if depth else []:
         if child.suffix.lower() not in SUFFIXES and child.is_dir():
@@ -291,8 +421,10 @@ def _below(folder: Path, depth: int = DEPTH) -> list[Path]:
 
 def _find(folder: Path, path: str) -> Path | None:
     """Return the folder at ``path`` below a folder, upper or lower case, if there is one."""
-    found: Path | None = folder
-    for name in path.split("/") if path else ():
+    if (exact := folder / path).is_dir():
+        return exact
+    found: Path | None = folder if folder.is_dir() else None
+    for name in PurePath(path).parts if found else ():
         names = (d for d in _entries(found) if d.name.lower() == name.lower() and d.is_dir())
         found = next(names, None)
         if found is None:
@@ -328,12 +460,16 @@ def normal_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)  # macOS stores accents apart from their letters
 
 
-def _no_pictures(folder: Path) -> str:
-    files = (
-        f.suffix or "without suffix" for d in _below(folder) for f in _entries(d) if f.is_file()
-    )
-    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(files).most_common(5))
-    return (
-        f"{folder} holds no pictures ({kinds or 'it is empty'}). Expected {', '.join(SUFFIXES)} in "
-        f"it, or in folders train and val below it, side by side or in folders A and B"
-    )
+def _folded(name: str) -> str:
+    return normal_name(name).casefold()
+
+
+def held(folder: Path) -> str:
+    """Say what a folder without pictures holds."""
+    hidden = "hidden files and empty folders alone" if os.listdir(folder) else "it is empty"
+    return counted(files_below(folder), folder) or hidden
+
+
+def _no_pictures(folder: Path, ending: str = "") -> str:
+    which = f" whose names end in {ending}" if ending else ""
+    return f"{folder} holds no pictures{which} ({held(folder)}). Expected {', '.join(SUFFIXES)}"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pictures.decode import Picture, PictureError
-from pictures.jobs import ahead, save
+from pictures.jobs import ahead, find_jobs, left_out, save
 
 
 def test_results_and_failures_come_in_order_and_some_ahead():
@@ -57,6 +57,29 @@ def test_what_nobody_waits_for_is_not_begun():
 
 
 RED = Picture(np.full((30, 20, 3), (255, 0, 0), np.uint8))
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path):
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    names = ("1.png", "2.jfif", "3.JPE", "4.gif", "sub/5.npy", "sub/6.avif", "sub/7.avif", "a.txt")
+    for name in names:
+        (tmp_path / "photos" / name).touch()
+    (tmp_path / "photos/sub/link").symlink_to(tmp_path / "elsewhere")
+    photos, out = str(tmp_path / "photos"), tmp_path / "photos/out"
+    for _ in range(2):  # what was written before is not looked at
+        jobs = find_jobs(photos, out)
+        assert [job.source.name for job in jobs] == ["1.png", "2.jfif", "3.JPE", "5.npy"]
+        assert left_out(photos, out, jobs) == (
+            f"left out of {photos}: 2 .avif in sub, 1 .gif, 1 linked folder(s) in sub"
+        )
+        out.mkdir(exist_ok=True)
+        (out / "4.gif").touch()
+    assert left_out(f"{photos}/*.*", out, find_jobs(f"{photos}/*.*", out)).endswith("*.*: 1 .gif")
+    assert left_out(f"{photos}/1.png", out, find_jobs(f"{photos}/1.png", out)) == ""
+    for source, held in ((f"{photos}/*.gif", r"1 \.gif"), (photos + "/out", r"1 \.gif")):
+        with pytest.raises(ValueError, match=rf"holds no pictures \({held}\); expected"):
+            find_jobs(source, tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["out/1.png", "1.tif", "1.jpg"])

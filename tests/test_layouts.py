@@ -39,8 +39,10 @@ def test_folders_may_be_in_upper_case(tmp_path: Path) -> None:
 
 def test_three_levels_down_is_too_deep(tmp_path: Path) -> None:
     place(tmp_path / "a/b/c/train", "1.jpg")
-    with pytest.raises(ValueError, match="holds no pictures"):
+    deep = os.path.join("a", "b", "c", "train")
+    with pytest.raises(ValueError, match="at most 2 folders down") as caught:
         find_pairs(tmp_path)
+    assert f"(1 .jpg in {deep})" in str(caught.value)
 
 
 def test_val_is_preferred_to_test_and_an_empty_one_is_passed_over(tmp_path: Path) -> None:
@@ -94,21 +96,52 @@ def test_train_without_val_is_split_and_the_layout_says_so(tmp_path: Path) -> No
     assert "side by side, 1 of 3 held out by val_fraction" in split.layout
 
 
+# What is left out
+
+
+def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.png", "2.png", "3.GIF", "4.gif", "notes.txt", ".hidden.png")
+    place(tmp_path / "val", "5.png")
+    assert find_pairs(tmp_path).left_out == f"left out of {tmp_path}: 2 .gif in train"
+    place(tmp_path / "exam", *(f"{n}.png" for n in range(3)), "raw")
+    (tmp_path / "train/more").symlink_to(tmp_path / "exam")
+    assert find_pairs(tmp_path).left_out == (
+        f"left out of {tmp_path}: 3 .png in exam, 2 .gif in train, 1 without suffix in exam, "
+        "1 linked folder(s) in train"
+    )
+
+
 @pytest.mark.parametrize(
-    ("folders", "unused"),
+    ("folders", "left"),
     [
-        (("trainA", "trainB", "testA"), "testA"),
-        (("train/A", "train/B", "valA", "valB"), "valA"),
-        (("train", "val/A", "val/B"), "val/A"),
+        (("trainA", "trainB", "testA"), "2 .png in testA"),
+        (("train/A", "train/B", "valA", "valB"), "2 .png in valA, 2 .png in valB"),
+        (("train", "val", "test/1"), "2 .png in test/1"),
     ],
 )
-def test_validation_pictures_that_are_passed_over_are_named(
-    tmp_path: Path, folders: tuple[str, ...], unused: str
+def test_a_set_that_is_passed_over_is_left_out(
+    tmp_path: Path, folders: tuple[str, ...], left: str
 ) -> None:
     for folder in folders:
         place(tmp_path / folder, "1.png", "2.png")
-    layout = find_pairs(tmp_path).layout
-    assert layout.endswith(f"1 of 2 held out by val_fraction, {tmp_path / unused} left unused")
+    left_out = find_pairs(tmp_path).left_out
+    assert left_out.replace(os.sep, "/").endswith(f": {left}")
+
+
+def test_a_linked_set_is_used_and_nothing_is_left_out(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        place(tmp_path / "disk" / part, "1.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train").symlink_to(tmp_path / "disk/train")
+    (tmp_path / "set/val").symlink_to(tmp_path / "disk/val")
+    split = find_pairs(tmp_path / "set")
+    assert (len(split.train), len(split.val), split.left_out) == (1, 1, "")
+
+
+def test_beside_named_folders_nothing_is_searched(tmp_path: Path) -> None:
+    place(tmp_path / "learn", "1.png", "2.png", "3.gif")
+    place(tmp_path / "private", "1.png")
+    assert find_pairs(tmp_path, train_dir="learn").left_out.endswith(": 1 .gif in learn")
 
 
 def test_names_that_differ_in_the_suffix_alone_are_listed(tmp_path: Path) -> None:
@@ -160,12 +193,13 @@ def test_the_order_does_not_depend_on_the_system(
 
 def test_only_pictures_count(tmp_path: Path) -> None:
     place(tmp_path / "train", "1.JPG", "2.Png", "3.webp", "4.tif", "5.TIFF", "6.bmp", "7.jpeg")
+    place(tmp_path / "train", "8.jfif", "9.jpe", "x.npy")
     place(tmp_path / "train", ".hidden.png", "._1.JPG", "Thumbs.db", "desktop.ini", "notes.txt")
     place(tmp_path / "train/folder.png")
     place(tmp_path / "val", "1.png")
     place(tmp_path / "__MACOSX/train", "1.jpg")
     place(tmp_path / ".git/train", "1.jpg")
-    assert [n[0] for n in names(find_pairs(tmp_path).train)] == list("1234567")
+    assert [n[0] for n in names(find_pairs(tmp_path).train)] == list("123456789x")
 
 
 def test_a_broken_link_is_kept_to_be_reported(tmp_path: Path) -> None:
@@ -192,11 +226,14 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is empty"):
         find_pairs(tmp_path)
+    place(tmp_path, ".1.png")
+    with pytest.raises(ValueError, match="hidden files and empty folders alone"):
+        find_pairs(tmp_path)
     place(tmp_path, "1.heic", "2.heic")
     with pytest.raises(ValueError, match=r"2 \.heic\)\. Expected \.png"):
         find_pairs(tmp_path)
     place(tmp_path / "train", "1.gif")
-    with pytest.raises(ValueError, match=r"holds no pictures \(2 \.heic, 1 \.gif\)"):
+    with pytest.raises(ValueError, match=r"no pictures \(2 \.heic, 1 \.gif in train\)"):
         find_pairs(tmp_path)
 
 
@@ -253,12 +290,99 @@ def test_two_folders_without_val_are_split(tmp_path: Path, pattern: str) -> None
     assert all(pair.b and pair.a.name == pair.b.name for pair in split.train + split.val)
 
 
-def test_input_dir_and_target_dir_are_split(tmp_path: Path) -> None:
-    place(tmp_path / "data/photos", "1.jpg", "2.jpg", "3.jpg")
-    place(tmp_path / "labels", "1.png", "2.png", "3.png")
-    split = find_pairs(tmp_path / "data", input_dir="photos", target_dir=str(tmp_path / "labels"))
+def test_two_folders_anywhere_are_split(tmp_path: Path) -> None:
+    place(tmp_path / "photos", "1.jpg", "2.jpg", "3.jpg", "4.gif")
+    place(tmp_path / "data/labels", "1.png", "2.png", "3.png")
+    sides = {"a": str(tmp_path / "photos"), "b": str(tmp_path / "data/labels")}
+    split = find_pairs(tmp_path / "nowhere", **sides)
     assert sorted(two(split.train + split.val)) == [(f"{n}.jpg", f"{n}.png") for n in (1, 2, 3)]
     assert len(split.val) == 1
+    assert "1 .gif in" in split.left_out
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*photos"):
+        find_pairs(tmp_path, **sides | {"a": str(tmp_path / "photo")})
+
+
+@pytest.mark.parametrize("pattern", [*TWO_FOLDERS, "{}_A {}_B"])
+@pytest.mark.parametrize("nested", ["", "x"])
+def test_the_sides_may_have_any_name(tmp_path: Path, pattern: str, nested: str) -> None:
+    pattern = pattern.replace("A", "Images").replace("B", "masks")
+    for part, name in (("train", "1.png"), ("val", "2.png"), ("exam", "3.png")):
+        for folder in pattern.format(part, part).split():
+            place(tmp_path / nested / folder, name)
+    split = find_pairs(tmp_path, a="images", b="masks")
+    assert (two(split.train), two(split.val)) == ([("1.png",) * 2], [("2.png",) * 2])
+    assert split.left_out.count("1 .png in") == 2
+    exam = str(Path(nested, "exam"))
+    assert two(find_pairs(tmp_path, a="images", b="masks", val_dir=exam).val) == [("3.png",) * 2]
+    with pytest.raises(FileNotFoundError, match=r"val_dir .*lost does not exist"):
+        find_pairs(tmp_path, a="images", b="masks", val_dir="lost")
+
+
+def test_folders_of_a_set_pair_up_by_their_paths(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for side, suffix in (("A", ".jpg"), ("B", ".png")):
+            for city in ("bonn", "jena", "jena/west"):
+                place(tmp_path / side / part / city, f"1{suffix}", f"2{suffix}")
+    split = find_pairs(tmp_path)
+    assert [pair.key for pair in split.train] == [
+        *("bonn/1.jpg", "bonn/2.jpg", "jena/1.jpg", "jena/2.jpg"),
+        *("jena/west/1.jpg", "jena/west/2.jpg"),
+    ]
+    assert all(pair.b == tmp_path / "B/train" / f"{pair.name}.png" for pair in split.train)
+    assert (len(split.val), split.left_out) == (6, "")
+    (tmp_path / "B/val/jena/2.png").rename(tmp_path / "B/val/2.png")
+    with pytest.raises(ValueError, match=r"only in .*A.val: 2\.jpg\n  only in .*B.val: 2\.png"):
+        find_pairs(tmp_path)
+
+
+def test_side_by_side_pictures_may_lie_in_folders(tmp_path: Path) -> None:
+    place(tmp_path / "train/bonn", "1.png")
+    place(tmp_path / "train/jena", "1.png")
+    place(tmp_path / "val", "1.png")
+    split = find_pairs(tmp_path)
+    assert [pair.name for pair in split.train] == ["bonn/1", "jena/1"]
+
+
+@pytest.mark.parametrize("folder", ["{}", "{}/x", ""])
+@pytest.mark.parametrize(
+    ("a", "b", "suffixes"),
+    [
+        ("1_A.png", "1_b.PNG", ("_A", "_B")),
+        ("1.png", "1_mask.png", ("", "_mask")),
+        ("1.jpg", "1.png", (".jpg", ".png")),
+        ("1.jpg", "1.png", ("", ".png")),
+    ],
+)
+def test_names_may_tell_the_sides_apart(
+    tmp_path: Path, folder: str, a: str, b: str, suffixes: tuple[str, str]
+) -> None:
+    for part in ("train", "val"):
+        place(tmp_path / folder.format(part), a, b, a.replace("1", "2"), b.replace("1", "2"))
+    split = find_pairs(tmp_path, suffix_a=suffixes[0], suffix_b=suffixes[1])
+    assert (a, b) in two(split.train + split.val)
+    assert len(split.train + split.val) == (4 if folder else 2)
+    assert split.layout.startswith("names in ")
+    (tmp_path / folder.format("train") / b.replace("1", "2")).unlink()
+    with pytest.raises(ValueError, match=f"only in .*: {a.replace('1', '2')}"):
+        find_pairs(tmp_path, suffix_a=suffixes[0], suffix_b=suffixes[1])
+
+
+def test_names_without_either_ending_are_left_out(tmp_path: Path) -> None:
+    place(tmp_path, "1_A.png", "1_B.png", "2_A.png", "2_B.png", "preview.png")
+    split = find_pairs(tmp_path, suffix_a="_A", suffix_b="_B")
+    assert split.left_out.endswith(": 1 .png")
+    with pytest.raises(ValueError, match=r"no pictures whose names end in _C \(5 \.png\)"):
+        find_pairs(tmp_path, suffix_a="_A", suffix_b="_C")
+
+
+def test_folders_and_endings_together(tmp_path: Path) -> None:
+    place(tmp_path / "train/images", "1.jpg", "2.jpg")
+    place(tmp_path / "train/masks", "1_mask.gif", "1_mask.png", "2_mask.png")
+    split = find_pairs(tmp_path, a="images", b="masks", suffix_b="_mask")
+    assert sorted(two(split.train + split.val)) == [
+        ("1.jpg", "1_mask.png"),
+        ("2.jpg", "2_mask.png"),
+    ]
 
 
 def test_named_folders_may_hold_two_folders_each(tmp_path: Path) -> None:
@@ -314,15 +438,15 @@ def test_two_layouts_in_one_folder_are_not_chosen_between(tmp_path: Path) -> Non
 def test_two_folders_of_other_names_are_listed_with_the_settings(tmp_path: Path) -> None:
     place(tmp_path / "photos", "1.png")
     place(tmp_path / "labels", "1.png")
-    with pytest.raises(ValueError, match="set input_dir and target_dir to them") as caught:
+    with pytest.raises(ValueError, match="set a and b to their names") as caught:
         find_pairs(tmp_path)
     assert f"  {tmp_path / 'photos'}" in str(caught.value)
 
 
 def test_input_and_target_must_be_two_folders(tmp_path: Path) -> None:
     place(tmp_path / "x", "1.png", "2.png")
-    with pytest.raises(ValueError, match="input_dir and target_dir are the same folder"):
-        find_pairs(tmp_path, input_dir="x", target_dir="x")
+    with pytest.raises(ValueError, match="A and B are the same folder"):
+        find_pairs(tmp_path, a="x", b="x")
 
 
 # The line at the start

@@ -8,7 +8,7 @@ import pytest
 import sources
 from config import Config
 from pictures import cache
-from pictures.layouts import Pair
+from pictures.layouts import Pair, find_pairs
 from pictures.pairs import content_of
 from recipes import resolve
 from sources import changes, find_dataset, open_data, open_pairs, recipe_of, split_of
@@ -21,7 +21,7 @@ def test_an_existing_folder_wins_over_an_official_name(towns: Path, tmp_path: Pa
     assert find_dataset("maps") == Path("maps")
 
 
-def test_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_sample_sets_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sources, "N_TRAIN", 2)
     monkeypatch.setattr(sources, "N_VAL", 1)
     Path("towns").mkdir()  # as in this project's own folder, where the code that draws lies
@@ -31,6 +31,8 @@ def test_the_sample_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.Monkey
     find_dataset("towns")
     assert Path("data/towns/train/0001.png").stat().st_mtime_ns == first
     assert len(list(Path("data/towns").rglob("*.png"))) == 3
+    split = find_pairs(find_dataset("heights"))
+    assert (len(split.train), len(split.val), split.layout) == (2, 1, "two folders")
 
 
 def test_a_missing_folder_is_named():
@@ -46,7 +48,7 @@ def test_only_the_papers_data_sets_are_fetched(tmp_path: Path, monkeypatch: pyte
         return Path("data") / name
 
     monkeypatch.setattr(sources, "fetch", fetch)
-    monkeypatch.setattr(sources, "draw_towns", lambda *arguments: None)
+    monkeypatch.setitem(sources.DRAWN, "towns", lambda *arguments: None)
     find_dataset("towns", "mirror")
     for missing in ("nowhere", "data/maps"):
         with pytest.raises(FileNotFoundError):
@@ -78,16 +80,19 @@ def test_folders_named_by_the_user(towns: Path):
 @pytest.mark.parametrize(
     "named",
     [
-        {"val_dir": "x"},
-        {"input_dir": "x"},
-        {"target_dir": "x"},
-        {"input_dir": "x", "target_dir": "y", "train_dir": "z"},
-        {"input_dir": "x", "train_dir": "y"},
+        {"input_dir": "deep/photos", "target_dir": "deep/labels"},
+        {"dataset": "deep", "a": "photos", "b": "labels"},
+        {"dataset": "deep", "a": "photos", "b": "labels", "val_dir": "deep/val"},
     ],
 )
-def test_folders_named_in_a_way_that_makes_no_sense_are_refused(named: dict[str, str]):
-    with pytest.raises(ValueError, match="_dir"):
-        Config(**named)
+def test_the_sides_are_named(towns: Path, named: dict[str, str]):
+    for side in ("photos", "labels"):
+        for part in ("train", "val"):
+            shutil.copytree(towns / part, Path("deep", side, part))
+    split = split_of(resolve(Config(**named))[0])
+    assert (len(split.train), len(split.val), split.layout) == (8, 2, "two folders")
+    found = [file.relative_to(file.parents[3]).as_posix() for file in split.val[1].files]
+    assert found == ["deep/photos/val/0002.png", "deep/labels/val/0002.png"]
 
 
 def small(towns: Path, **settings: object) -> Config:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pictures import palettes
-from towns import draw
+from towns import draw, heights
 
 COLOURS = np.array(list(palettes.TOWNS.values()))
 
@@ -125,6 +126,54 @@ def test_loser_of_a_race_keeps_the_winners_set(tmp_path, monkeypatch):
     draw.draw_towns(folder, n_train=1, n_val=1, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["towns"]
     assert [path.name for path in folder.iterdir()] == ["winner.txt"]
+
+
+# Heights
+
+
+def test_heights_are_metres_above_a_flat_ground():
+    tops = []
+    for index in range(4):
+        photo, metres = heights.draw_pair(0, "train", index, size=64)
+        assert (photo.shape, photo.dtype) == ((64, 64, 3), np.uint8)
+        assert (metres.shape, metres.dtype) == ((64, 64), np.float32)
+        assert metres.min() == 0
+        assert 0.1 < (metres > 0).mean() < 0.7
+        tops.append(metres.max())
+    assert 6 < min(tops) < max(tops) <= 25.5
+    assert same((photo, metres), heights.draw_pair(0, "train", 3, size=64))
+    assert not np.array_equal(metres, heights.draw_pair(0, "val", 3, size=64)[1])
+
+
+@pytest.mark.parametrize(("light", "side"), [((1, 0), (0, 1)), ((0, -1), (-1, 0))])
+def test_a_shadow_is_as_long_as_its_cause_is_high(light: tuple, side: tuple):
+    size = 176  # pixels, a metre each
+    block = np.zeros((size, size), np.float32)
+    block[80:90, 80:90] = 12
+    dark = heights._shadows(block, np.array(light))
+    rows, columns = np.nonzero(dark)
+    assert len(rows) == 11 * 10  # the twelfth metre is at the height of the ground
+    assert (rows.mean() - 84.5, columns.mean() - 84.5) == tuple(10.5 * step for step in side)
+
+
+def test_the_photo_is_darker_in_shadows():
+    rng = draw.random_of(0, "train", 1)
+    light = draw.plan(rng, 256)[0].light
+    photo, metres = heights.draw_pair(0, "train", 1)
+    dark = heights._shadows(metres, light) & (metres == 0)
+    assert photo[dark].mean() < 0.8 * photo[~dark & (metres == 0)].mean()
+
+
+def test_heights_lie_in_two_folders(tmp_path):
+    heights.draw_heights(tmp_path / "set", n_train=2, n_val=1, size=64, seed=5)
+    names = {path.relative_to(tmp_path / "set").as_posix() for path in tmp_path.rglob("*.*")}
+    stems = ("train/{}/0001", "train/{}/0002", "val/{}/0001")
+    assert names == {s.format("A") + ".png" for s in stems} | {
+        s.format("B") + ".tif" for s in stems
+    }
+    photo, metres = heights.draw_pair(5, "val", 0, size=64)
+    assert np.array_equal(Image.open(tmp_path / "set/val/A/0001.png"), photo)
+    assert np.array_equal(tifffile.imread(tmp_path / "set/val/B/0001.tif"), metres)
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,7 @@ def test_patterns(photos: Path):
     ]
     shutil.move(photos / "sub", photos / "[sub]")
     jobs = find_jobs("photos/[sub]", Path("out"), suffix=".tif")
-    assert [job.targets[None] for job in jobs] == [Path("out/Häuser.tif"), Path("out/deep/d.tif")]
+    assert [job.targets[None] for job in jobs] == [Path("out/deep/d.tif"), Path("out/Häuser.tif")]
 
 
 def test_nothing_is_overwritten(photos: Path):

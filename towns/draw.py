@@ -5,6 +5,7 @@ tell: the crowns of trees, the colours of roofs, cars, shadows and grain.
 """
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def _beads(road: np.ndarray, offset: float, width: float, length: float, gap: fl
     return rects[:, [1, 0, 3, 2]] if along else rects
 
 
-def _draw_ground(pen: Pen, rng: np.random.Generator) -> None:
+def draw_ground(pen: Pen, rng: np.random.Generator) -> None:
     """Pavements, yards, lawns with paths, and water between its banks."""
     rects = pen.town.rects
     grass = np.array([92, 108, 66]) + rng.normal(0, 7, 3)
@@ -53,7 +54,7 @@ def _draw_ground(pen: Pen, rng: np.random.Generator) -> None:
         pen.fill(points, np.array([44, 66, 78]) + rng.normal(0, 8, 3))
 
 
-def _draw_roads(pen: Pen, rng: np.random.Generator) -> None:
+def draw_roads(pen: Pen, rng: np.random.Generator) -> None:
     """Arterials, lane markings and cars."""
     arterials, streets = pen.town.rects["arterial"], pen.town.rects["street"]
     pen.rects(arterials, (170, 166, 158), 0, 40)
@@ -74,7 +75,7 @@ def _draw_roads(pen: Pen, rng: np.random.Generator) -> None:
     pen.rects(rects, colours * 0.7, -0.8)  # windows
 
 
-def _draw_flat(pen: Pen, rects: np.ndarray, tint: np.ndarray, rng: np.random.Generator) -> None:
+def draw_flat(pen: Pen, rects: np.ndarray, tint: np.ndarray, rng: np.random.Generator) -> None:
     """Flat roofs with a parapet and machines that cast shadows."""
     pen.rects(rects, tint * 1.12)
     pen.rects(rects, tint * 0.94, -1)
@@ -86,7 +87,7 @@ def _draw_flat(pen: Pen, rects: np.ndarray, tint: np.ndarray, rng: np.random.Gen
         pen.fill(shapes, tint * rng.uniform(0.9, 1.25, (len(boxes), 1)))
 
 
-def _draw_gabled(pen: Pen, rects: np.ndarray, tint: np.ndarray) -> None:
+def draw_gabled(pen: Pen, rects: np.ndarray, tint: np.ndarray) -> None:
     """Roofs of two slopes about a ridge, one lit and one dim."""
     shapes = pen.bend(outlines(rects))
     upright = rects[:, 3] - rects[:, 1] > rects[:, 2] - rects[:, 0]
@@ -98,14 +99,14 @@ def _draw_gabled(pen: Pen, rects: np.ndarray, tint: np.ndarray) -> None:
     pen.fill(np.stack([d, c, *ridge], axis=1), tint * (1 + 0.25 * facing))
 
 
-def _discs(discs: np.ndarray, shift: np.ndarray | float = 0.0) -> np.ndarray:
+def discs(discs: np.ndarray, shift: np.ndarray | float = 0.0) -> np.ndarray:
     """Outline discs (n, 3), x, y and radius, moved by shift: (n, points, 2)."""
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     return (discs[:, :2] + shift)[:, None] + discs[:, 2:, None] * circle
 
 
-def _plant(pen: Pen, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def plant(pen: Pen, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Choose where crowns stand, (n, 3): x, y and radius in canvas pixels."""
     # In the order of CLASSES. Over streets and roofs a crown hides what the map shows.
     chance = np.array([8 / pen.town.lot - 0.1, 0.02, 0.07, 0.02, 0.9, 0])
@@ -117,35 +118,35 @@ def _plant(pen: Pen, classes: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return np.column_stack([spots[:, ::-1], rng.uniform(2.5, 6, len(spots)) * pen.scale])
 
 
-def _draw_trees(pen: Pen, crowns: np.ndarray, rng: np.random.Generator) -> None:
+def draw_trees(pen: Pen, crowns: np.ndarray, rng: np.random.Generator) -> None:
     """Crowns as heaps of leaves, brighter to the sun."""
     tone = np.array([60, 80, 44]) + rng.normal(0, [9, 9, 6], (len(crowns), 3))
-    pen.fill(_discs(crowns), tone * 0.72)
+    pen.fill(discs(crowns), tone * 0.72)
     for _ in range(5):
         away = rng.normal(0, 0.4, (len(crowns), 2))
         light = 0.95 - 0.35 * away @ pen.town.light[:, None]
         leaves = crowns * [1, 1, rng.uniform(0.3, 0.55)]
-        pen.fill(_discs(leaves, away * crowns[:, 2:]), tone * light)
+        pen.fill(discs(leaves, away * crowns[:, 2:]), tone * light)
 
 
 def _draw_photo(town: Town, classes: np.ndarray, rng: np.random.Generator) -> Image.Image:
     """Draw the ground, then shadows over it, then what casts them."""
     photo, shadow = Image.new("RGB", classes.shape, (94, 94, 98)), Image.new("L", classes.shape)
     pen, shade = Pen(photo, town), Pen(shadow, town)
-    _draw_ground(pen, rng)
-    _draw_roads(pen, rng)
-    crowns, buildings = _plant(pen, classes, rng), town.rects["building"]
+    draw_ground(pen, rng)
+    draw_roads(pen, rng)
+    crowns, buildings = plant(pen, classes, rng), town.rects["building"]
     reach = town.light * rng.uniform(2.5, 6) * pen.scale
     for share in (0.5, 1):
         shade.fill(pen.bend(outlines(buildings)) + share * reach, 135)
-    shade.fill(_discs(crowns, 0.7 * reach), 125)
+    shade.fill(discs(crowns, 0.7 * reach), 125)
     photo.paste((18, 22, 34), mask=shadow)
     tint = ROOFS[rng.integers(len(ROOFS), size=len(buildings))]
     tint = tint + rng.normal(0, 9, (len(buildings), 1))
     flat = rng.random(len(buildings)) < pen.town.lot / 25 - 0.8
-    _draw_flat(pen, buildings[flat], tint[flat], rng)
-    _draw_gabled(pen, buildings[~flat], tint[~flat])
-    _draw_trees(pen, crowns, rng)
+    draw_flat(pen, buildings[flat], tint[flat], rng)
+    draw_gabled(pen, buildings[~flat], tint[~flat])
+    draw_trees(pen, crowns, rng)
     return photo
 
 
@@ -155,7 +156,7 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))[..., None]
 
 
-def _expose(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
+def expose(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
     """Shrink the photo and give it textures, haze, a tint and sensor noise."""
     pixels = np.asarray(photo.reduce(OVERSAMPLE), dtype=np.float32)
     # Leaves are rougher than anything built, and green tells where they are.
@@ -184,25 +185,33 @@ def draw_pair(seed: int, split: str, index: int, size: int = 256) -> tuple[np.nd
         The aerial photo and the street map, both (size, size, 3) uint8; every map pixel is
         exactly one of the colours of palettes.TOWNS.
     """
+    rng = random_of(seed, split, index)
+    town, classes = plan(rng, size)
+    aerial = expose(_draw_photo(town, classes, rng), rng)
+    return aerial, np.array([*TOWNS.values()], dtype=np.uint8)[classes[::OVERSAMPLE, ::OVERSAMPLE]]
+
+
+def random_of(seed: int, split: str, index: int) -> np.random.Generator:
+    """Return the source of all randomness of one pair."""
     # The checksum turns the name into a number that is the same on every machine.
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+    return np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+
+
+def plan(rng: np.random.Generator, size: int) -> tuple[Town, np.ndarray]:
+    """Plan a town that shows some of each class; with its classes, OVERSAMPLE times as large."""
     while True:
         town = plan_town(rng)
         large = draw_classes(town, size * OVERSAMPLE)
         classes = large[::OVERSAMPLE, ::OVERSAMPLE]
         shares = np.bincount(classes.ravel()) / classes.size
         if shares[shares > 0].min() >= MIN_SHARE and shares.max() <= MAX_SHARE:
-            break
-    aerial = _expose(_draw_photo(town, large, rng), rng)
-    return aerial, np.array([*TOWNS.values()], dtype=np.uint8)[classes]
+            return town, large
 
 
 def draw_towns(folder: Path, n_train: int, n_val: int, size: int = 256, seed: int = 0) -> None:
     """Draw the whole data set: folder/train/0001.png ... and folder/val/0001.png ...
 
-    Each file holds the photo on the left and the map on the right. The set is drawn beside the
-    folder and renamed when whole, so a stopped draw leaves nothing half-made. If another process
-    finishes the same folder first, its set is kept.
+    Each file holds the photo on the left and the map on the right.
 
     Args:
         folder: Where the set goes; it must not exist yet.
@@ -214,17 +223,43 @@ def draw_towns(folder: Path, n_train: int, n_val: int, size: int = 256, seed: in
     Raises:
         FileExistsError: If the folder already exists.
     """
+
+    def save(root: Path, split: str, index: int) -> None:
+        pair = np.concatenate(draw_pair(seed, split, index, size), axis=1)
+        save_photo(pair, root / split / f"{index + 1:04d}.png")
+
+    draw_set(folder, n_train, n_val, save)
+
+
+def save_photo(pixels: np.ndarray, path: Path) -> None:
+    """Save pixels (height, width, 3) as PNG, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Noise hardly shrinks, so strong compression would only cost time.
+    Image.fromarray(pixels).save(path, compress_level=1)
+
+
+def draw_set(
+    folder: Path, n_train: int, n_val: int, save: Callable[[Path, str, int], None]
+) -> None:
+    """Draw a data set beside its folder and rename it when whole: a stopped draw leaves nothing.
+
+    If another process finishes the same folder first, its set is kept.
+
+    Args:
+        folder: Where the set goes; it must not exist yet.
+        n_train: How many training pairs.
+        n_val: How many validation pairs.
+        save: Draws and saves a pair, told the folder, the name of the split and the pair's index.
+
+    Raises:
+        FileExistsError: If the folder already exists.
+    """
     if folder.exists():
-        raise FileExistsError(f"{folder} already exists: remove it to draw the towns anew")
+        raise FileExistsError(f"{folder} already exists: remove it to draw it anew")
     jobs = [("train", i) for i in range(n_train)] + [("val", i) for i in range(n_val)]
     with whole_folder(folder) as unfinished:
-        for split in ("train", "val"):
-            (unfinished / split).mkdir()
-        for split, index in progress(jobs, desc="Drawing towns", unit="pair"):
-            pair = np.concatenate(draw_pair(seed, split, index, size), axis=1)
-            # Noise hardly shrinks, so strong compression would only cost time.
-            path = unfinished / split / f"{index + 1:04d}.png"
-            Image.fromarray(pair).save(path, compress_level=1)
+        for split, index in progress(jobs, desc=f"Drawing {folder.name}", unit="pair"):
+            save(unfinished, split, index)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASS_SCALE = 8.0  # of the scores of classes, which have farther to go than those of tanh
@@ -223,7 +222,7 @@ class Generator(nn.Module):
         if self.training:
             return (CLASS_SCALE * scores).softmax(dim=1)
         if not self.soft_edges:
-            return self.as_picture(F.one_hot(scores.argmax(dim=1), scores.shape[1]).movedim(-1, 1))
+            return self.as_picture((scores == scores.amax(dim=1, keepdim=True)).float())
         # Nearly the colour of the likeliest class, but edges are as soft as real ones.
         return self.as_picture((EDGE * CLASS_SCALE * scores).softmax(dim=1))
 
@@ -249,7 +248,7 @@ class Generator(nn.Module):
         """
         if self.palette is None:
             return output
-        return torch.einsum("nkhw,kc->nchw", output.to(self.palette.dtype), self.palette)
+        return torch.einsum("nkhw,kc->nchw", output, self.palette)
 
     def as_target(self, y: Tensor) -> Tensor:
         """Return what outputs are to be while it learns.
@@ -265,7 +264,8 @@ class Generator(nn.Module):
 
 def one_hot(picture: Tensor, colours: Tensor) -> Tensor:
     """Return for each class where its colour (K, 3) is the nearest: (N, K, H, W), 0 or 1."""
-    return F.one_hot(nearest_class(picture, colours), len(colours)).movedim(-1, 1).float()
+    numbers = torch.arange(len(colours), device=picture.device)[:, None, None]
+    return (nearest_class(picture, colours)[:, None] == numbers).float()
 
 
 def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
@@ -278,6 +278,5 @@ def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
     Returns:
         Numbers of classes, (N, H, W).
     """
-    return torch.cdist(
-        picture.movedim(1, -1), colours, compute_mode="donot_use_mm_for_euclid_dist"
-    ).argmin(dim=-1)
+    parts = zip(picture.split(1, dim=1), colours[:, :, None, None].unbind(1), strict=True)
+    return sum((part - colour).square() for part, colour in parts).argmin(dim=1)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -305,6 +306,7 @@ def translate_files(
     skip_existing: bool = False,
     alpha: Alpha = "white",
     whole: bool = False,
+    max_pixels: int | None = None,
     precision: Precision | None = None,
     device: str = "auto",
 ) -> int:
@@ -323,6 +325,7 @@ def translate_files(
         skip_existing: Leave out pictures whose outputs exist.
         alpha: keep makes the output transparent where the input is; white draws that over white.
         whole: Translate the whole of pictures that look like the pairs of the training.
+        max_pixels: Pixels of the largest picture that is read; if not given, as in the training.
         precision: auto, fp32, bf16 or fp16; if not given, as in the training, fp32 if over 8 bits.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
@@ -330,6 +333,8 @@ def translate_files(
         How many pictures could not be translated.
     """
     generator = load_generator(checkpoint, device)
+    if max_pixels:
+        generator.config = replace(generator.config, max_pixels=max_pixels)
     suffix = suffix or _usual_suffix(generator.sides.target)
     jobs = _jobs_left(source, output, suffix, samples, skip_existing)
     _check_formats(jobs, generator.sides.target, alpha)

@@ -24,8 +24,9 @@ class Kind(NamedTuple):
     """How classes were numbered in label pictures without colours: "P", "L", or "" (colours)."""
 
     def __str__(self) -> str:
-        numbers = "numbers of classes" if self.index else self.dtype
-        return f"{self.channels} channel{'s' * (self.channels > 1)} of {numbers}"
+        if self.index:
+            return "numbers of classes"
+        return f"{self.channels} channel{'s' * (self.channels > 1)} of {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Side:
 
     def describe(self) -> str:
         """Say in a few words what its pictures are."""
-        if self.index:
-            return f"numbers of {len(self.palette or ())} classes"
-        text = f"{self.kind}, {self.low:g} to {self.high:g}"
-        return f"{text}, {len(self.palette)} classes" if self.palette else text
+        text = str(self.kind) if self.index else f"{self.kind}, {self.low:g} to {self.high:g}"
+        if self.palette:
+            text += f", {len(self.palette)} classes: {', '.join(self.palette)}"
+        return text
 
 
 def shares(pictures: Sequence[np.ndarray], low: float, high: float) -> tuple[float, float]:

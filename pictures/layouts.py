@@ -110,18 +110,15 @@ class Named:
     def patterns(self, part: str) -> tuple[str, ...]:
         """Return the patterns by which a part of a set may lie, or a set without parts."""
         two = TWO_FOLDERS if part else ("{side}",)
-        if self.a:
-            return two
-        return (ONE_FOLDER,) if self.suffixes else (*two, ONE_FOLDER)
+        return two if self.a else (*two, ONE_FOLDER)
 
     @property
-    def expected(self) -> str:
-        """How pairs are to lie in a folder."""
+    def sought(self) -> str:
+        """What pictures are looked for, where that is not the usual."""
         if self.a:
-            return f"in folders {self.a} and {self.b}"
-        if self.suffixes:
-            return f"with names that end in {' and '.join(filter(None, self.suffixes))}"
-        return "side by side or in folders A and B"
+            return f" in folders {self.a} and {self.b}"
+        ends = " and ".join(filter(None, self.suffixes))
+        return f" whose names end in {ends}" if ends else ""
 
 
 class Found(NamedTuple):
@@ -236,8 +233,10 @@ def _look_for(dataset: Path, names: Named, depth: int) -> tuple[Found, Found | N
 def _only(found: list[Found], where: Path, names: Named) -> Found:
     if not found:
         raise ValueError(
-            f"{_no_pictures(where)} in it, or in folders train and val in it or at most {DEPTH} "
-            f"folders down, {names.expected}"
+            f"{_no_pictures(where, names.sought)} in it, or in folders train and val in it or at "
+            f"most {DEPTH} folders down"
+            + ", side by side or in folders A and B"
+            * (not names.sought)
         )
     if len(found) > 1:
         sets = [" and ".join(map(str, one.folders)) for one in found]
@@ -252,7 +251,7 @@ def _only(found: list[Found], where: Path, names: Named) -> Found:
 def _sets(roots: Sequence[Path], part: str, names: Named) -> list[Found]:
     found: list[Found] = []
     for root in roots:
-        inside = {folder for one in found for folder in one.folders}
+        inside = {folder for one in found for folder in one.folders if folder != one.root}
         # A/train is half of a set, not a set in A; and what is in a set belongs to it.
         if inside & {root, *root.parents} or root in {folder.parent for folder in inside}:
             continue
@@ -285,19 +284,30 @@ def _directly(folder: Path) -> bool:
 
 def _paired(train: Found, val: Found | None, names: Named) -> Split:
     """Return the pairs of both parts, or list every name in either that has no partner."""
-    if val and train.a.samefile(val.a):
-        raise ValueError(f"train_dir and val_dir are the same folder, {train.a}. Name two folders")
     problems: list[str] = []
     train_pairs = _pair_up(train, names, problems)
     val_pairs = _pair_up(val, names, problems) if val else ()
     if problems:
         raise ValueError(
             "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
-            "each name on each side, whatever the suffix. Rename, add or remove the ones listed"
+            "each name on each side, whatever the suffix. Rename, add or remove the ones listed, "
+            "or set suffix_a and suffix_b to what the names of A and B end in"
         )
+    _check_apart(train_pairs, val_pairs)
     layout = "side by side" if train.b is None else "two folders"
     layout = f"names in {' and '.join(names.suffixes)}" if train.a == train.b else layout
     return Split(train_pairs, val_pairs, layout, train.root)
+
+
+def _check_apart(train: Sequence[Pair], val: Sequence[Pair]) -> None:
+    files = {pair.a for pair in val}
+    mixed = [p.key for p in train if p.a in files or p.key.lower().split("/")[0] in VAL_NAMES]
+    if mixed:
+        raise ValueError(
+            f"{len(mixed)} pairs to validate on lie in the folder of those to train on: "
+            f"{', '.join(shortened(mixed, most=3))}. Give each a folder of its own, such as train "
+            "and val"
+        )
 
 
 def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...]:
@@ -314,24 +324,27 @@ def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...
     folders = (found.a, found.b or found.a)
     for folder, ending, side in zip(folders, endings, sides, strict=False):
         if not side:
-            raise ValueError(_no_pictures(folder, ending))
+            raise ValueError(_no_pictures(folder, ending and f" whose names end in {ending}"))
     ours, theirs = sides[0], sides[-1]
     for folder, here, there in zip(folders, sides, sides[::-1], strict=False):
-        alone = [files[0].name for name, files in here.items() if name not in there]
-        double = [" = ".join(f.name for f in files) for files in here.values() if len(files) > 1]
+        alone = [_within(folder, files[0]) for name, files in here.items() if name not in there]
+        double = [
+            " = ".join(_within(folder, file) for file in files)
+            for files in here.values()
+            if len(files) > 1
+        ]
         for what, files in (("only", alone), ("the same name", double)):
             if files:
                 problems.append(f"  {what} in {folder}: {', '.join(shortened(files))}")
     return tuple(
-        Pair(a, theirs[name][0] if found.b else None, _folder_in(found.a, a))
+        Pair(a, theirs[name][0] if found.b else None, _within(found.a, a.parent).removeprefix("."))
         for name, (a, *_) in ours.items()
         if name in theirs
     )
 
 
-def _folder_in(root: Path, picture: Path) -> str:
-    folder = picture.parent.relative_to(root).as_posix()
-    return "" if folder == "." else folder
+def _within(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def _by_name(folder: Path, endings: Sequence[str]) -> list[dict[str, list[Path]]]:
@@ -464,12 +477,11 @@ def _folded(name: str) -> str:
     return normal_name(name).casefold()
 
 
-def held(folder: Path) -> str:
+def _held(folder: Path) -> str:
     """Say what a folder without pictures holds."""
     hidden = "hidden files and empty folders alone" if os.listdir(folder) else "it is empty"
     return counted(files_below(folder), folder) or hidden
 
 
-def _no_pictures(folder: Path, ending: str = "") -> str:
-    which = f" whose names end in {ending}" if ending else ""
-    return f"{folder} holds no pictures{which} ({held(folder)}). Expected {', '.join(SUFFIXES)}"
+def _no_pictures(folder: Path, sought: str = "") -> str:
+    return f"{folder} holds no pictures{sought} ({_held(folder)}). Expected {', '.join(SUFFIXES)}"

@@ -169,7 +169,7 @@ def test_a_named_training_folder_alone_is_split(tmp_path: Path) -> None:
 
 def test_named_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     place(tmp_path / "learn", "1.png", "2.png")
-    with pytest.raises(ValueError, match="the same folder"):
+    with pytest.raises(ValueError, match=r"2 pairs to validate on lie in .*: 1\.png, 2\.png\."):
         find_pairs(tmp_path, train_dir="learn", val_dir="../" + tmp_path.name + "/learn")
     with pytest.raises(FileNotFoundError, match=r"val_dir .*did you mean .*learn"):
         find_pairs(tmp_path, train_dir="learn", val_dir="lern")
@@ -316,6 +316,8 @@ def test_the_sides_may_have_any_name(tmp_path: Path, pattern: str, nested: str) 
     assert two(find_pairs(tmp_path, a="images", b="masks", val_dir=exam).val) == [("3.png",) * 2]
     with pytest.raises(FileNotFoundError, match=r"val_dir .*lost does not exist"):
         find_pairs(tmp_path, a="images", b="masks", val_dir="lost")
+    with pytest.raises(ValueError, match=r"no pictures in folders image and masks \(1 \.png in "):
+        find_pairs(tmp_path, a="image", b="masks")
 
 
 def test_folders_of_a_set_pair_up_by_their_paths(tmp_path: Path) -> None:
@@ -331,7 +333,23 @@ def test_folders_of_a_set_pair_up_by_their_paths(tmp_path: Path) -> None:
     assert all(pair.b == tmp_path / "B/train" / f"{pair.name}.png" for pair in split.train)
     assert (len(split.val), split.left_out) == (6, "")
     (tmp_path / "B/val/jena/2.png").rename(tmp_path / "B/val/2.png")
-    with pytest.raises(ValueError, match=r"only in .*A.val: 2\.jpg\n  only in .*B.val: 2\.png"):
+    with pytest.raises(ValueError, match=r"only in .*A.val: jena/2\.jpg\n.*B.val: 2\.png"):
+        find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize("folders", ["A/{} B/{}", "train/{}"])
+def test_folders_to_validate_on_are_not_trained_on(tmp_path: Path, folders: str) -> None:
+    for folder in folders.split():
+        for part in ("", "Val"):
+            place(tmp_path / folder.format(part), "1.png", "2.png")
+    with pytest.raises(ValueError, match="2 pairs to validate on lie in the folder"):
+        find_pairs(tmp_path)
+
+
+def test_a_flat_folder_has_no_sets_below_it(tmp_path: Path) -> None:
+    place(tmp_path, "1.png", "2.png")
+    place(tmp_path / "val", "3.png")
+    with pytest.raises(ValueError, match="more than one set"):
         find_pairs(tmp_path)
 
 
@@ -363,7 +381,7 @@ def test_names_may_tell_the_sides_apart(
     assert len(split.train + split.val) == (4 if folder else 2)
     assert split.layout.startswith("names in ")
     (tmp_path / folder.format("train") / b.replace("1", "2")).unlink()
-    with pytest.raises(ValueError, match=f"only in .*: {a.replace('1', '2')}"):
+    with pytest.raises(ValueError, match=f"only in .*: (x/)?{a.replace('1', '2')}"):
         find_pairs(tmp_path, suffix_a=suffixes[0], suffix_b=suffixes[1])
 
 
@@ -376,13 +394,18 @@ def test_names_without_either_ending_are_left_out(tmp_path: Path) -> None:
 
 
 def test_folders_and_endings_together(tmp_path: Path) -> None:
-    place(tmp_path / "train/images", "1.jpg", "2.jpg")
-    place(tmp_path / "train/masks", "1_mask.gif", "1_mask.png", "2_mask.png")
-    split = find_pairs(tmp_path, a="images", b="masks", suffix_b="_mask")
-    assert sorted(two(split.train + split.val)) == [
-        ("1.jpg", "1_mask.png"),
-        ("2.jpg", "2_mask.png"),
-    ]
+    place(tmp_path / "x/images", "1.jpg", "2.jpg")
+    place(tmp_path / "x/masks", "1_mask.gif", "1_mask.png", "2_mask.png")
+    split = find_pairs(tmp_path / "x", a="images", b="masks", suffix_b="_mask")
+    pairs = [("1.jpg", "1_mask.png"), ("2.jpg", "2_mask.png")]
+    assert sorted(two(split.train + split.val)) == pairs
+    for part in ("train", "val"):
+        place(tmp_path / "y" / part / "A", "1_A.jpg")
+        place(tmp_path / "y" / part / "B", "1_B.jpg")
+    with pytest.raises(ValueError, match="set suffix_a and suffix_b to what the names"):
+        find_pairs(tmp_path / "y")
+    split = find_pairs(tmp_path / "y", suffix_a="_A", suffix_b="_B")
+    assert two(split.train) == two(split.val) == [("1_A.jpg", "1_B.jpg")]
 
 
 def test_named_folders_may_hold_two_folders_each(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from conftest import TINY
 from PIL import Image
 
 from config import Config
+from dataset import denormalise, normalise
 from evaluate import score_checkpoint
 from export import export
-from pictures.decode import BadPictures
+from pictures.decode import BadPictures, Picture
+from pictures.encode import write
 from recipes import resolve
 from sources import open_data
 from towns.heights import draw_heights
@@ -122,3 +124,26 @@ def test_photos_are_not_taken_for_labels():
         ValueError, match=r"targets do not look like label pictures: .*Leave target"
     ):
         open_data(resolve(Config(dataset="photos", labels="target", **QUICK))[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_numbers_come_through_cache_and_networks_range_and_back(dtype: str, channels: int):
+    for half in "AB":
+        Path(f"set/{half}").mkdir(parents=True)
+        for number in range(3):
+            pixels = RNG.uniform(-(2**15), 2**15, (32, 32, channels))
+            pixels = pixels + 2**15 if dtype.startswith("u") else pixels
+            pixels = (pixels / 256 if dtype == "uint8" else pixels).astype(dtype)
+            tifffile.imwrite(f"set/{half}/{number}.tif", pixels, photometric="minisblack")
+    typed = QUICK | {"load_size": 32, "flip": False}
+    data = open_data(resolve(Config(dataset="set", **typed))[0])
+    batch = data.train.__getitems__([(0, index) for index in range(len(data.train))])
+    _, targets = normalise(batch, data.sides)
+    for pair, target in zip(data.train.pairs, targets, strict=True):
+        output = denormalise(target, data.sides.target)
+        write(Path("back.tif"), Picture(output), "TIFF")
+        expected, found = tifffile.imread(pair.b), tifffile.imread("back.tif")
+        assert found.dtype == dtype
+        tolerance = 2**16 * 2e-7 if dtype == "float32" else 0
+        assert np.allclose(found, expected.reshape(found.shape), rtol=0, atol=tolerance)

@@ -40,9 +40,13 @@ def test_pairs_are_taken(towns: Path):
     assert check_halves(split.train, recipe()) == check_halves(split.val, recipe()) == []
 
 
-def test_a_picture_beside_its_copy_is_taken(halves: dict, tmp_path: Path):
-    both = (np.hstack([photo, 255 - photo // 2]) for photo in halves["photo"])
-    assert check_halves(saved(tmp_path / "copies", both), recipe()) == []
+def test_halves_alike_are_taken(halves: dict, tmp_path: Path):
+    sky = np.linspace(255, 0, 64, dtype=np.uint8)[:, None, None]
+    days = [photo // 2 + sky // 2 for photo in halves["photo"]]
+    nights = (np.hstack([day, day // 3]) for day in days)
+    assert check_halves(saved(tmp_path / "night", nights), recipe()) == []
+    noise = np.random.default_rng(0).integers(0, 256, (9, 64, 128, 3), dtype=np.uint8)
+    assert check_halves(saved(tmp_path / "noise", noise), recipe()) == []
 
 
 @pytest.mark.parametrize("kind", ["photo", "map"])
@@ -58,6 +62,7 @@ def test_single_pictures_are_refused(halves: dict, kind: str, tmp_path: Path):
 
 def test_blank_and_broken_pictures_say_nothing(tmp_path: Path):
     blank = np.full((64, 128, 3), 255, np.uint8)
+    blank[::2] -= 3  # all the background of a bad scan
     blank[20:40, 30:50] = 0
     pairs = saved(tmp_path / "blank", [blank] * 3)
     pairs[0].a.write_bytes(b"")

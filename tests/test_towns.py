@@ -157,11 +157,16 @@ def test_a_shadow_is_as_long_as_its_cause_is_high(light: tuple, side: tuple):
 
 
 def test_the_photo_is_darker_in_shadows():
-    rng = draw.random_of(0, "train", 1)
-    light = draw.plan(rng, 256)[0].light
     photo, metres = heights.draw_pair(0, "train", 1)
-    dark = heights._shadows(metres, light) & (metres == 0)
+    dark = heights._shadows(metres, np.array([0, -1])) & (metres == 0)
     assert photo[dark].mean() < 0.8 * photo[~dark & (metres == 0)].mean()
+
+
+def test_no_tree_stands_on_a_house():
+    classes = np.full((64, 64), heights.CLASSES.index("park"), np.uint8)
+    classes[:, 32:] = heights.CLASSES.index("building")
+    crowns = np.array([[20, 30, 8], [28, 30, 8], [50, 30, 8]], float)
+    assert heights._free(crowns, classes).tolist() == [[20, 30, 8]]
 
 
 def test_heights_lie_in_two_folders(tmp_path):

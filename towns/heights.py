@@ -1,7 +1,8 @@
 """Heights, a sample of targets with a unit: aerial photos (A) and heights above ground (B).
 
-The towns of draw.py, with houses and trees of some height. The sun stands 45 degrees high, so that
-shadows are as long as what casts them is high: they tell what roofs seen from above do not.
+The towns of draw.py, with houses and trees of some height. The sun stands in the south, 45 degrees
+high: shadows fall to the top of the picture and are as long as what casts them is high, which tells
+what roofs seen from above do not.
 """
 
 from pathlib import Path
@@ -86,12 +87,13 @@ def draw_pair(seed: int, split: str, index: int, size: int = 256) -> tuple[np.nd
     """
     rng = random_of(seed, split, index)
     town, classes = plan(rng, size)
+    town = town._replace(light=np.array([0.0, -1.0]))
     photo, relief = Image.new("RGB", classes.shape, (94, 94, 98)), Image.new("L", classes.shape)
     pen, raising = Pen(photo, town), Pen(relief, town)
     rects = town.rects["building"]
     flat = rng.random(len(rects)) < town.lot / 25 - 0.8
-    usual = rng.uniform(1, 3) * town.lot / 25  # storeys, more where halls are than where gardens
-    eaves = STOREY * np.clip(rng.normal(usual, 0.7, len(rects)), 1, 7)
+    storeys = np.where(flat, rng.uniform(1, 8, len(rects)), rng.uniform(1, 3, len(rects)))
+    eaves = STOREY * storeys
     ridges = eaves + np.where(flat, 0, rng.uniform(1.5, 4, len(rects)))
     crowns = _free(plant(pen, classes, rng), classes)
     _raise_roofs(raising, rects, eaves, ridges)

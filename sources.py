@@ -202,11 +202,10 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
         notes += check_halves(split.train, recipe_of(config, augment=True))
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
-    kinds = sides.kinds if sides else None
     for pairs, augment in ((split.train, True), (split.val, False)):
-        try:
+        try:  # validation pictures are to be like those of the training
+            kinds = opened[0].kinds if opened else None
             opened.append(open_pairs(config, pairs, augment=augment, kinds=kinds))
-            kinds = opened[0].kinds  # validation pictures are to be like those of the training
         except BadPictures as error:
             bad.append(error)
     if bad:
@@ -216,6 +215,12 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
         raise ValueError(
             f"batch_size {config.batch_size} is larger than the data set of {len(train)} training "
             f"pairs, so no batch is full. Set batch_size to {len(train)} or less."
+        )
+    if sides and sides.kinds != train.kinds:
+        before, now = (" and ".join(map(str, kinds)) for kinds in (sides.kinds, train.kinds))
+        raise ValueError(
+            f"Inputs and targets of this run were {before}; now they are {now}. Bring the old "
+            "ones back, or start a new run on these (another --name, or --fresh)."
         )
     sides = sides or find_sides(config, train)
     kinds = [f"{r}s: {s.describe()}" for r, s in zip(ROLES, sides, strict=True) if s != Side()]

@@ -129,6 +129,7 @@ def translate_decoded(
     output = denormalise(_unpadded(fake, ready.shape), target)
     nearest = target.is_exact or config.nearest in ("target", "both")
     output = resize(output, picture.pixels.shape, nearest)
+    output = output.clip(target.low, target.high).astype(output.dtype)  # cubic swings over
     if target.index:
         output = numbered(output, target.palette)[..., None]
     kept = picture.alpha if alpha == "keep" and output.dtype.name in SCALABLE else None

@@ -129,7 +129,8 @@ def translate_decoded(
     output = denormalise(_unpadded(fake, ready.shape), target)
     nearest = target.is_exact or config.nearest in ("target", "both")
     output = resize(output, picture.pixels.shape, nearest)
-    output = output.clip(target.low, target.high).astype(output.dtype)  # cubic swings over
+    if not target.is_plain:  # enlarging swings beyond the range, where its type does not end it
+        output = output.clip(target.low, target.high).astype(output.dtype)
     if target.index:
         output = numbered(output, target.palette)[..., None]
     kept = picture.alpha if alpha == "keep" and output.dtype.name in SCALABLE else None

@@ -83,26 +83,30 @@ def raw_image(image: Image.Image, labels: bool = False) -> Raw:
     # What many phones write as .jpg is an MPO: the photo first, then a preview or a depth map.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UnusableError(f"an animation or a stack of {image.n_frames} pictures")
-    known = (image.height, image.width)
-    orientation = partial(_exif_orientation, image)
     grey = image.mode in ("1", "L", "LA", "La")
-    if image.mode == "F" or _is_deep_grey(image):
-        dtype = np.dtype(np.float32 if image.mode == "F" else np.uint16)
-        load = partial(_loaded, image, dtype)
-        return Raw(*known, 1, dtype, load, index="L" * labels, orientation=orientation)
-    if deep := _deep_bands(image):
-        channels = len(deep)
-        opacity = "straight" if channels in WITH_ALPHA else ""
-        load = partial(_deep_colour, image)
-        return Raw(*known, channels, np.dtype(np.uint16), load, opacity, orientation=orientation)
-    if labels and (image.mode == "P" or grey):
-        index = "P" if image.mode == "P" else "L"
-        load = partial(_loaded, image, np.dtype(np.uint8), "" if index == "P" else "L")
-        return Raw(*known, 1, np.dtype(np.uint8), load, index=index, orientation=orientation)
-    opacity = "straight" if image.has_transparency_data else ""
-    mode = ("L" if grey else "RGB") + "A" * bool(opacity)
-    load = partial(_loaded, image, np.dtype(np.uint8), mode, to_srgb=not labels)
-    return Raw(*known, len(mode), np.dtype(np.uint8), load, opacity, orientation=orientation)
+    dtype, index = np.dtype(np.uint8), ""
+    if bands := _deep_bands(image):
+        dtype, load = np.dtype(np.uint16), partial(_deep_colour, image)
+    elif image.mode in ("F", "I") or _is_deep_grey(image):
+        dtype = np.dtype(np.uint16 if _is_deep_grey(image) else np.float32)
+        bands, index, load = "L", "L" * labels, partial(_loaded, image, dtype)
+    elif labels and image.mode == "P":
+        bands, index, load = "L", "P", partial(_loaded, image, dtype)
+    elif labels and grey:
+        bands, index, load = "L", "L", partial(_loaded, image, dtype, "L")
+    else:
+        bands = ("L" if grey else "RGB") + "A" * image.has_transparency_data
+        load = partial(_loaded, image, dtype, bands, to_srgb=not labels)
+    return Raw(
+        image.height,
+        image.width,
+        len(bands),
+        dtype,
+        load,
+        opacity="straight" if bands.endswith("A") else "",
+        index=index,
+        orientation=partial(_exif_orientation, image),
+    )
 
 
 def _is_deep_grey(image: Image.Image) -> bool:
@@ -111,9 +115,9 @@ def _is_deep_grey(image: Image.Image) -> bool:
 
 
 def _deep_bands(image: Image.Image) -> str:
-    """Return the bands of a PNG of 16 bits in each, of which Pillow would keep the upper 8."""
-    rawmode = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
-    return rawmode.removesuffix(";16B") if rawmode.endswith(";16B") else ""
+    """Return the bands of a PNG with 16 bits in several, of which Pillow would keep the upper 8."""
+    stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    return {"LA;16B": "LA", "RGB;16B": "RGB", "RGBA;16B": "RGBA"}.get(stored, "")
 
 
 def _deep_colour(image: Image.Image) -> np.ndarray:

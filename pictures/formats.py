@@ -116,7 +116,8 @@ def _is_deep_grey(image: Image.Image) -> bool:
 
 def _deep_bands(image: Image.Image) -> str:
     """Return the bands of a PNG with 16 bits in several, of which Pillow would keep the upper 8."""
-    stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    tiles = getattr(image, "tile", None) if image.format == "PNG" else None  # none once loaded
+    stored = str(tiles[0][3]) if tiles else ""
     return {"LA;16B": "LA", "RGB;16B": "RGB", "RGBA;16B": "RGBA"}.get(stored, "")
 
 

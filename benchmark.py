@@ -9,8 +9,12 @@ Three ways to train the paper's networks on the same pictures:
 
 Times are medians, ``ms_low`` and ``ms_high`` their quartiles; ``ceiling`` is the speed of a large
 matrix product in the same precision, in GFLOP/s.
+
+``python benchmark.py --check`` says whether training works here as it should: paste what it prints
+into an issue. On a CPU add ``--crop-size 64``.
 """
 
+import csv
 import json
 import os
 import platform
@@ -44,9 +48,9 @@ from progress import progress
 from recipes import resolve
 from scripts import is_out_of_memory, run_script
 from sources import open_pairs, split_of
-from towns.draw import draw_pair
-from train import new_state, train_step
-from utils import build_generator, known_sides
+from towns.draw import draw_pair, draw_towns
+from train import new_state, step_of, train, train_step
+from utils import build_generator, known_sides, load_file
 
 Mode = Literal["plain", "default", "amp"]
 Row = dict[str, Any]
@@ -55,6 +59,19 @@ Prepare = Callable[[Config], Act]
 NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 ROUNDS = 5  # turns that each trial gets
 AHEAD = 20  # how often it is done before an accelerator is waited for, as in a run
+# Of each way to train the runs that make it up, by what is changed for them.
+FULL = {"precision": "fp32"}
+WAYS: dict[str, list[dict[str, Any]]] = {
+    "fp32": [FULL],
+    "again": [FULL],
+    "in_two_parts": [FULL | {"n_epochs": 1}, FULL],
+    "without_graph": [FULL | {"cuda_graph": False}],
+    "compiled": [FULL | {"compile": True}],
+    "bf16": [{"precision": "bf16"}],
+    "fp16": [{"precision": "fp16"}],
+}
+STEPS = 40  # of each
+LOSSES = ("loss_d", "loss_g_gan", "loss_features", "loss_classes")
 NUMBERS = ("ms", "ms_low", "ms_high", "pictures_per_second", "gflop_per_second", "peak_mb")
 
 
@@ -63,7 +80,7 @@ def default_step(config: Config) -> Act:
     """Prepare a training step on random pictures, as train.py takes it."""
     machine = choose_machine(config.device, config.precision)
     state = new_state(config, known_sides(config), machine)
-    return partial(train_step, state, *random_pair(config, machine), config, machine)
+    return partial(step_of(state, config, machine), random_batch(config, machine))
 
 
 def plain_step(config: Config) -> Act:
@@ -75,7 +92,8 @@ def plain_step(config: Config) -> Act:
     for adam in (state.optimizer_g, state.optimizer_d):
         # Parameter by parameter, operation by operation.
         adam.param_groups[0] |= {"fused": False, "foreach": False}
-    return partial(step_and_read, state, *random_pair(config, machine), config, machine)
+    x, y = normalise(random_batch(config, machine), known_sides(config))
+    return partial(step_and_read, state, x, y, config, machine)
 
 
 def step_and_read(*arguments: Any) -> None:
@@ -84,22 +102,18 @@ def step_and_read(*arguments: Any) -> None:
         loss.item()
 
 
-def random_pair(config: Config, machine: Machine) -> tuple[Tensor, Tensor]:
-    """Return random inputs and targets of a batch, on the device."""
-    size = (
-        config.batch_size,
-        sum(side.channels for side in known_sides(config)),
-        *[config.crop_size] * 2,
-    )
-    batch = torch.randint(256, size, dtype=torch.uint8)
-    return normalise(batch.to(machine.device), known_sides(config))
+def random_batch(config: Config, machine: Machine) -> Tensor:
+    """Return a batch of random pairs as it comes from the loader, on the device."""
+    n_channels = sum(side.channels for side in known_sides(config))
+    size = (config.batch_size, n_channels, *[config.crop_size] * 2)
+    return torch.randint(256, size, dtype=torch.uint8).to(machine.device)
 
 
 def translation(config: Config) -> Act:
     """Prepare the generator at test time, on ``config.batch_size`` random pictures."""
     machine = choose_machine(config.device, config.precision)
     generator = build_generator(config, known_sides(config)).to(machine.device).eval()
-    x, _ = random_pair(config, machine)
+    x, _ = normalise(random_batch(config, machine), generator.sides)
 
     def act() -> None:
         with torch.inference_mode(), machine.autocast:
@@ -270,6 +284,72 @@ def measure_translating(config: Config, seconds: float) -> list[Row]:
     return rows
 
 
+# --- The check ---
+def compare_ways(config: Config) -> list[Row]:
+    """Train a little on towns in each of the WAYS, by train.py itself.
+
+    Returns:
+        For each way the losses of its last epoch, ``apart``, the largest difference of its
+        weights from those of the first way (0: the same bits), the seconds, and what went wrong.
+    """
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        draw_towns(Path(folder, "towns"), STEPS // 2, 2, size=config.crop_size)
+        with ProcessPoolExecutor(1, get_context("spawn"), enter_quietly, (folder,)) as process:
+            for way, runs in progress(WAYS.items(), desc="training", unit="way", leave=False):
+                began, error = time.perf_counter(), None
+                try:
+                    for changes in runs:
+                        settings = replace(config, name=way, **changes)
+                        process.submit(train, settings).result()
+                except (ValueError, RuntimeError) as raised:
+                    error = str(raised).strip().partition("\n")[0]
+                losses = dict.fromkeys(LOSSES) if error else last_losses(folder, way)
+                apart = None if error else distance(folder, way, next(iter(WAYS)))
+                seconds = time.perf_counter() - began
+                rows.append({"way": way, **losses, "apart": apart, "s": seconds, "error": error})
+    return rows
+
+
+def enter_quietly(folder: str) -> None:
+    """Let this process work in ``folder`` and print nothing."""
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def last_losses(folder: str, name: str) -> Row:
+    """Return the mean LOSSES of a run's last epoch."""
+    with open(Path(folder, "evaluation", name, "metrics.csv"), newline="") as file:
+        *_, last = csv.DictReader(file)
+    return {loss: f"{float(last[loss]):.5f}" for loss in LOSSES}
+
+
+def distance(folder: str, one: str, other: str) -> str:
+    """Return the largest difference between the weights of two runs."""
+    states = [load_file(Path(folder, "checkpoints", name, "latest.pt")) for name in (one, other)]
+    apart = 0.0
+    for network in ("generator", "discriminator"):
+        for first, second in zip(*(state[network].values() for state in states), strict=True):
+            apart = max(apart, (first - second).abs().max().item())
+    return f"{apart:.1e}"
+
+
+def waits_in_a_step(config: Config) -> str:
+    """Say whether a step, once it has begun, waits for the card."""
+    if pick_device(config.device).type != "cuda":
+        return "not looked at: only CUDA can tell"
+    step = default_step(replace(config, cuda_graph=False))
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "none"
+
+
 # --- The report ---
 def hardware(device: torch.device) -> Row:
     """Return what the numbers depend on."""
@@ -299,6 +379,7 @@ def benchmark(
     crop_size: int = 256,
     device: str = "auto",
     seconds: float = 10.0,
+    check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     report: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Measure how fast this machine trains, reads pictures and translates.
@@ -310,6 +391,7 @@ def benchmark(
         crop_size: Side of the pictures in pixels.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
         seconds: Time for each number; what is slow is done a few times all the same.
+        check: Instead of reading and translating, check that training works on this device.
         report: File for all the numbers, as JSON.
     """
     config = Config(recipe="paper", dataset="benchmark", crop_size=crop_size, device=device)
@@ -322,12 +404,20 @@ def benchmark(
             raise IsADirectoryError(f"{report} is a folder; name a file in it.")
     content: Row = {"crop_size": crop_size, "machine": hardware(pick_device(device))}
     print(*(f"{name}: {value}" for name, value in content["machine"].items()), sep="\n")
+    if check:
+        narrow = {"ngf": 32, "ndf": 32}  # for small checkpoints, which take most of the time
+        short = Config(crop_size=crop_size, device=device, n_epochs=2, n_epochs_decay=0, **narrow)
+        content["ways"] = compare_ways(short)
+        show(f"Training {STEPS} steps", content["ways"])
+        content["waits"] = waits_in_a_step(config)
+        print(f"\nWaits for the card within a step: {content['waits']}")
     content["steps"] = [r for n in batch_sizes for r in measure_steps(config, modes, n, seconds)]
     show(f"Training at {crop_size} px, ms a step (median, quartiles)", content["steps"])
-    content["loading"] = measure_loading(config, seconds)
-    show("Reading pairs", content["loading"])
-    content["translating"] = measure_translating(config, seconds)
-    show(f"Translating at {crop_size} px, ms a batch", content["translating"])
+    if not check:
+        content["loading"] = measure_loading(config, seconds)
+        show("Reading pairs", content["loading"])
+        content["translating"] = measure_translating(config, seconds)
+        show(f"Translating at {crop_size} px, ms a batch", content["translating"])
     if report:
         with whole_file(report) as draft:
             draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

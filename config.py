@@ -242,6 +242,8 @@ class Config:
     """auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32 (with TF32 off)."""
     compile: bool = False
     """Compile both networks with torch.compile, which takes minutes at the start."""
+    cuda_graph: bool = True
+    """On CUDA, record each epoch's step once and play it back: far faster at batch size 1."""
     num_workers: Annotated[int, whole(0)] = 2
     """Processes that prepare pairs beside the training; 0 prepares them in between."""
 

@@ -2,12 +2,16 @@
 
 import ctypes
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+T = TypeVar("T")
+EAGER_STEPS = 3  # before one is recorded: by then all that is set up once is there
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -99,6 +103,50 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.float32
+
+
+def played_back(
+    step: Callable[[Tensor], T], optimizers: Sequence[torch.optim.Optimizer]
+) -> Callable[[Tensor], T]:
+    """Return ``step``, to be recorded on CUDA at its fourth call and played back from then on.
+
+    At batch size 1 a card is done with each kernel before Python has started the next one. Played
+    back, the thousand kernels of a step are started at once.
+
+    Args:
+        step: Takes a batch, always of one shape, and never waits for the card. What is no tensor,
+            such as the learning rate, stays as it was when the step was recorded.
+        optimizers: Those that it uses.
+
+    Returns:
+        The step; each call overwrites the tensors that the one before it returned.
+    """
+    graph, n_calls = torch.cuda.CUDAGraph(), 0
+    given: Tensor
+    result: T
+
+    def act(batch: Tensor) -> T:
+        nonlocal n_calls, given, result
+        n_calls += 1
+        if n_calls <= EAGER_STEPS:
+            return step(batch)
+        if n_calls == EAGER_STEPS + 1:
+            given = batch.clone()
+            allow_recording(optimizers, True)
+            with torch.cuda.graph(graph):
+                result = step(given)
+            allow_recording(optimizers, False)
+        given.copy_(batch)
+        graph.replay()
+        return result
+
+    return act
+
+
+def allow_recording(optimizers: Sequence[torch.optim.Optimizer], allowed: bool) -> None:
+    """Say to each optimiser whether it is to be recorded; it warns of what it did not expect."""
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["capturable"] = allowed
 
 
 def keep_freed_memory() -> None:

@@ -38,10 +38,10 @@ from utils import CheckpointError, config_from, load_file
 # to train, where things lie (what the pairs are is compared by itself), and what is shown.
 CHANGEABLE = {
     *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision", "compile"),
-    *("log_interval", "picture_interval", "val_interval", "n_samples", "checkpoint_minutes"),
-    *("keep_generators", "cache_dir", "cache_limit_gb", "mirror", "on_bad_picture"),
-    *("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "val_fraction"),
-    *("a", "b", "suffix_a", "suffix_b", "check_halves"),
+    *("cuda_graph", "log_interval", "picture_interval", "val_interval", "n_samples"),
+    *("checkpoint_minutes", "keep_generators", "cache_dir", "cache_limit_gb", "mirror"),
+    *("on_bad_picture", "dataset", "train_dir", "val_dir", "input_dir", "target_dir"),
+    *("val_fraction", "a", "b", "suffix_a", "suffix_b", "check_halves"),
     *("dropout_at_test", "batch_norm_at_test"),
 }
 LOCK_S = 8  # a killed run's workers hold its lock too, and need up to 5 seconds to notice

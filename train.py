@@ -12,7 +12,7 @@ goes on where the last one stopped.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from config import Config, parse_command_line
 from dataset import derived_seed, normalise, training_loader
-from devices import Machine, choose_machine
+from devices import Machine, choose_machine, played_back
 from discriminator import Discriminator
 from generator import Generator
 from losses import class_loss, feature_loss, follow, perceptual_loss, photo_network
@@ -197,6 +197,19 @@ def plain_step(
     return detached(terms)
 
 
+def step_of(state: TrainingState, config: Config, machine: Machine) -> Callable[[Tensor], Losses]:
+    """Return the step that teaches ``state`` a batch as it comes from the loader."""
+    teach = plain_step if config.gan_mode == "none" else train_step
+
+    def step(batch: Tensor) -> Losses:
+        x, y = normalise(batch, state.generator.sides)
+        return teach(state, x, y.clamp(-1, 1), config, machine)  # tanh reaches no further
+
+    if config.cuda_graph and machine.device.type == "cuda":
+        return played_back(step, (state.optimizer_g, state.optimizer_d))
+    return step
+
+
 def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
     """Take one step of ``optimizer`` down the gradient of ``loss``."""
     optimizer.zero_grad()
@@ -279,15 +292,14 @@ def train_epoch(
     stop: StopRequest,
 ) -> None:
     """Take the steps that are left of this epoch."""
-    step = plain_step if config.gan_mode == "none" else train_step
     for optimizer in (state.optimizer_g, state.optimizer_d):
         optimizer.param_groups[0]["lr"] = learning_rate(config, state.epoch)
+    step = step_of(state, config, machine)
     while state.step < data.steps_per_epoch:
         batch = next(batches).to(machine.device, non_blocking=True)
-        x, y = normalise(batch, data.sides)
         # The noise of a step (dropout) follows from its number, so a run goes on exactly.
         torch.manual_seed(derived_seed(config.seed, state.epoch, state.step))
-        losses = step(state, x, y.clamp(-1, 1), config, machine)  # tanh reaches no further
+        losses = step(batch)
         for name, loss in losses.items():
             state.totals[name] = state.totals.get(name, 0) + loss
         state.step += 1

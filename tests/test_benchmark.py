@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from benchmark import (
     Act,
     attempt,
     benchmark,
+    compare_ways,
     default_step,
     main,
     plain_step,
@@ -29,7 +31,7 @@ from discriminator import Discriminator
 from generator import Generator
 from recipes import resolve
 from scripts import run_script
-from train import new_state, train_step
+from train import TrainingState, new_state, train_step
 from utils import known_sides
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
@@ -133,12 +135,20 @@ def test_a_step_costs_what_the_networks_cost():
     assert gflop_of_a_step(256) == pytest.approx(87, abs=0.5)
 
 
-def test_only_plain_goes_without_what_makes_train_py_fast(memory_policy_of_this_process: list):
+def test_only_plain_goes_without_what_makes_train_py_fast(
+    memory_policy_of_this_process: list, monkeypatch: pytest.MonkeyPatch
+):
+    states: list[TrainingState] = []
+
+    def noted(*arguments: Any) -> TrainingState:
+        states.append(new_state(*arguments))
+        return states[-1]
+
+    monkeypatch.setattr("benchmark.new_state", noted)
     plain = plain_step(settings(ngf=4, ndf=4))
     assert memory_policy_of_this_process == []
     default = default_step(settings(ngf=4, ndf=4))
     assert memory_policy_of_this_process == ["kept"]
-    states = [step.args[0] for step in (plain, default)]
     networks = (states[0].generator, states[0].discriminator)
     # Unfused, Adam reads how many steps each parameter has seen, from a counter on the CPU.
     counters = sum(len(list(network.parameters())) for network in networks)
@@ -219,3 +229,27 @@ def test_numbers_are_median_and_quartiles_of_all_turns(monkeypatch: pytest.Monke
     assert (row["ms"], row["ms_low"], row["ms_high"]) == pytest.approx((30, 20, 40))
     assert row["pictures_per_second"] == pytest.approx(100)
     assert row["gflop_per_second"] == pytest.approx(100)
+
+
+# The check
+
+
+def test_the_check_compares_ways_to_train(monkeypatch: pytest.MonkeyPatch):
+    full = {"precision": "fp32"}
+    ways = {
+        "full": [full],
+        "in_two_parts": [full | {"n_epochs": 1}, full],
+        "half": [{"precision": "bf16"}],
+        "wrong": [full | {"n_layers_d": 9}],
+    }
+    monkeypatch.setattr("benchmark.WAYS", ways)
+    monkeypatch.setattr("benchmark.STEPS", 6)
+    tiny = {"crop_size": 32, "ngf": 4, "ndf": 4, "n_layers_d": 1, "num_workers": 0}
+    rows = compare_ways(Config(device="cpu", n_epochs=2, n_epochs_decay=0, **tiny))
+    full_row, in_parts, half, wrong = rows
+    assert in_parts["apart"] == full_row["apart"] == "0.0e+00"
+    assert in_parts["loss_d"] == full_row["loss_d"]
+    assert 0 < float(half["apart"]) < 0.01
+    assert float(half["loss_classes"]) == pytest.approx(float(full_row["loss_classes"]), rel=0.05)
+    assert "n_layers_d is 9" in wrong["error"]
+    assert wrong["apart"] is None

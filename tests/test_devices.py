@@ -1,8 +1,35 @@
-import pytest
+from contextlib import nullcontext
 
-from devices import pick_device
+import pytest
+import torch
+from torch import Tensor
+
+from devices import EAGER_STEPS, pick_device, played_back
 
 
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match=r"cuda:77.*this machine has cpu"):
         pick_device("cuda:77")
+
+
+def test_a_step_is_recorded_once_and_played_back_on_each_batch(monkeypatch: pytest.MonkeyPatch):
+    seen: list[Tensor] = []
+    played: list[float] = []
+    adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+    class Graph:
+        def replay(self) -> None:
+            played.append(seen[-1].item())
+
+    def step(batch: Tensor) -> bool:
+        seen.append(batch)
+        return adam.param_groups[0]["capturable"]
+
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
+    monkeypatch.setattr("torch.cuda.graph", nullcontext)
+    act = played_back(step, [adam])
+    could_be_recorded = [act(torch.tensor(float(number))) for number in range(7)]
+    assert len(seen) == EAGER_STEPS + 1
+    assert could_be_recorded == [False] * 3 + [True] * 4
+    assert played == [3, 4, 5, 6]
+    assert not adam.param_groups[0]["capturable"]

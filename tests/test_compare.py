@@ -24,11 +24,13 @@ def scored(run: str, l1: np.ndarray, sharpness: float = 1.0, n_strips: int = 3) 
         writer.writerow(["picture", "l1", "sharpness", "target_sharpness"])
         for number, value in enumerate(l1):
             writer.writerow([f"{number:04d}", value, sharpness * number, number])
+    summary = {"checkpoint": f"{run}.pt", "dataset": "d", "split": "val", "pictures": len(l1)}
+    (folder / "scores_val.json").write_text(json.dumps(summary | {"l1": float(l1.mean())}))
     strip = Image.new("RGB", (24, 8))
     for place, name in enumerate(("input", run, "target")):
         strip.paste(COLOURS[name], (8 * place, 0, 8 * place + 8, 8))
     for number in range(n_strips):
-        strip.save(folder / "pictures_val" / f"{number:05d}.png")
+        strip.save(folder / "pictures_val" / f"{number + 1:05d}.png")
 
 
 def test_the_interval_is_that_of_paired_differences():

@@ -117,19 +117,16 @@ def compare(
     Raises:
         ValueError, OSError: Scores that are missing, or of different pictures.
     """
-    folders = {Path(run).name: Path("evaluation", Path(run).name) for run in runs}
-    if len(folders) < 2:
+    folders = dict.fromkeys(Path("evaluation", Path(run).name) for run in runs)
+    shown = [Shown(folder, scores) for folder in folders]
+    if len(shown) < 2:
         raise ValueError("Name two or more different runs, as in: python compare.py RUN RUN")
-    page = write_page([Shown(folder, scores) for folder in folders.values()])
-    names, tables = zip(
-        *(read_scores(at / f"scores_{scores}.csv") for at in folders.values()), strict=True
-    )
-    first, *others = dict(zip(folders, tables, strict=True)).items()
-    for run, table in others:
-        print(f"{run} against {first[0]} on {len(names[0])} pictures (*: beyond chance)")
-        print_differences(first[1], table)
-    at = {run: folder / f"pictures_{scores}" for run, folder in folders.items()}
-    strips = read_strips(at, pictures)
+    page = write_page(shown)
+    (_, first), *others = (read_scores(folder / f"scores_{scores}.csv") for folder in folders)
+    for run, (names, table) in zip(shown[1:], others, strict=True):
+        print(f"{run.name} against {shown[0].name} on {len(names)} pictures (*: beyond chance)")
+        print_differences(first, table)
+    strips = read_strips({run.name: run.pictures for run in shown}, pictures)
     with whole_file(page.with_name("contact_sheet.png")) as draft:
         sheet_of(strips).save(draft, format="PNG")
     with whole_file(page.with_name("blind.html")) as draft:

@@ -68,6 +68,7 @@ def test_two_runs(capsys: pytest.CaptureFixture[str]):
 
     page = Path("evaluation/a_vs_b/blind.html").read_text()
     assert "http" not in page, "it needs no other file"
+    assert Path("evaluation/a_vs_b/index.html").is_file()
     rounds = json.loads(re.search(r"const rounds = (.*);  //", page)[1])
     assert len(rounds) == 3
     for x, *outputs in rounds:
@@ -75,6 +76,13 @@ def test_two_runs(capsys: pytest.CaptureFixture[str]):
         for data, name in ((x, "input"), *outputs):
             picture = Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2])))
             assert (picture.size, picture.getpixel((4, 4))) == ((8, 8), COLOURS[name])
+
+
+def test_of_many_pictures_some_are_chosen_evenly():
+    for run in ("a", "b"):
+        scored(run, np.ones(9), n_strips=9)
+    compare(("a", "b"), pictures=3)
+    assert Image.open("evaluation/a_vs_b/contact_sheet.png").height == 26 + 3 * 14
 
 
 @pytest.mark.parametrize(

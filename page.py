@@ -150,10 +150,8 @@ class Shown:
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs of which there are samples; files of later ones are of an older run."""
-        done = len(self.curves) and self.curves[-1]["epoch"]
-        found = (int(path.stem[7:]) for path in self.folder.glob("output_[0-9]*.png"))
-        return sorted(epoch for epoch in found if epoch <= done)
+        """The epochs of which there are samples."""
+        return sorted(int(path.stem[7:]) for path in self.folder.glob("output_[0-9]*.png"))
 
 
 def write_page(runs: Sequence[Shown]) -> Path:
@@ -175,10 +173,9 @@ def write_page(runs: Sequence[Shown]) -> Path:
                 "same data set and split (evaluate.py CHECKPOINT --dataset FOLDER)."
             )
     names = [run.name for run in runs]
-    file = (
-        "index.html" if others or first.name == first.folder.name else f"index_{first.label}.html"
-    )
-    path = (first.folder.with_name("_vs_".join(names)) if others else first.folder) / file
+    folder = first.folder.with_name("_vs_".join(names)) if others else first.folder
+    is_usual = others or first.name == first.folder.name
+    path = folder / ("index.html" if is_usual else f"index_{first.label}.html")
     scores = _side_by_side([_flat(run.summary) for run in runs])
     settings = _side_by_side([run.settings for run in runs])
     text = render(
@@ -188,9 +185,11 @@ def write_page(runs: Sequence[Shown]) -> Path:
         n_epochs=sum(first.settings.get(name, 0) for name in ("n_epochs", "n_epochs_decay")),
         scores=scores,
         references=[row for row in scores.items() if not meaning_of(row[0])[0]],
-        settings=[row for row in settings.items() if not others or len(set(row[1])) > 1],
+        settings=[
+            row for row in settings.items() if not others or row[1].count(row[1][0]) < len(runs)
+        ],
         meaning_of=meaning_of,
-        data=_data(runs, path.parent),
+        data=_data(runs, folder),
     )
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -230,6 +229,7 @@ def _data(runs: Sequence[Shown], page_folder: Path) -> dict[str, Any]:
     scores = [name for name in runs[0].table[1] if all(name in run.table[1] for run in runs)]
     stems = set.intersection(*({p.stem for p in run.pictures.glob("*.png")} for run in runs))
     names = runs[0].table[0]
+    columns = itertools.chain(*(row for run in runs for row in run.curves))
     return {
         "runs": [
             {
@@ -241,9 +241,7 @@ def _data(runs: Sequence[Shown], page_folder: Path) -> dict[str, Any]:
             }
             for run in runs
         ],
-        "panels": list(
-            panels_of(itertools.chain(*(r for run in runs for r in run.curves))).items()
-        ),
+        "panels": list(panels_of(columns).items()),
         "scores": [[name, meaning_of(name)[0]] for name in scores],
         "pictures": [
             {

@@ -1,10 +1,8 @@
 """Compare runs that ``evaluate.py`` has scored: ``python compare.py RUN RUN ...``."""
 
 import base64
-import csv
 import io
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -13,31 +11,13 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from disk import make_folder, whole_file
+from disk import whole_file
+from page import Shown, Table, read_scores, render, write_page
 from pictures.sheet import contact_sheet
 from scripts import run_script
 
-PAGE = Path(__file__).with_name("pages") / "blind.html"
 RESAMPLES = 10_000
-Table = dict[str, np.ndarray]  # a score of each picture, by the name of the score
 Strips = list[list[Image.Image]]  # of each picture the input, the output and the target
-
-
-def read_scores(path: Path) -> tuple[list[str], Table]:
-    """Return the names of the pictures in a table of ``evaluate.py``, and their scores.
-
-    Raises:
-        FileNotFoundError: There is no such table.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; score each run first: python evaluate.py "
-            "checkpoints/NAME/generator.pt"
-        )
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = [row.pop("picture") for row in rows]
-    return names, {score: np.array([float(row[score]) for row in rows]) for score in rows[0]}
 
 
 def differences(first: Table, other: Table, seed: int = 0) -> dict[str, tuple[float, ...]]:
@@ -74,19 +54,20 @@ def print_differences(first: Table, other: Table) -> None:
         print(f"  {score:32} {one:10.4g} -> {two:10.4g}  {sure} {change}")
 
 
-def read_strips(folders: Mapping[str, Path]) -> dict[str, Strips]:
-    """Return the pictures that ``evaluate.py`` saved in all of the folders, by run.
+def read_strips(folders: Mapping[str, Path], most: int) -> dict[str, Strips]:
+    """Return some of the pictures that ``evaluate.py`` saved in all of the folders, by run.
 
     Raises:
         FileNotFoundError: There are none.
     """
-    names = set.intersection(*({p.name for p in at.glob("*.png")} for at in folders.values()))
-    if not names:
+    shared = set.intersection(*({p.name for p in at.glob("*.png")} for at in folders.values()))
+    if not shared:
         raise FileNotFoundError(
             f"{' and '.join(map(str, folders.values()))} hold no pictures of the same inputs; run "
-            "evaluate.py with the same --pictures, such as 24, for each run."
+            "evaluate.py with the same --pictures for each run."
         )
-    return {run: [_thirds(at / name) for name in sorted(names)] for run, at in folders.items()}
+    names = sorted(shared)[:: -(-len(shared) // most)]
+    return {run: [_thirds(at / name) for name in names] for run, at in folders.items()}
 
 
 def _thirds(path: Path) -> list[Image.Image]:
@@ -114,47 +95,43 @@ def blind_page(strips: Mapping[str, Strips]) -> str:
     for number, (x, _, _) in enumerate(next(iter(strips.values()))):
         two = [[address(strips[run][number][1]), run] for run in next(pairs)]
         rounds.append([address(x), *two])
-    data = json.dumps(rounds).replace("<", "\\u003c")  # a name must not end the script
-    return PAGE.read_text(encoding="utf-8").replace("ROUNDS;", f"{data};")
+    return render("blind.html", rounds=rounds)
 
 
 def compare(
     runs: tyro.conf.Positional[tuple[str, ...]],
     scores: Annotated[str, tyro.conf.arg(metavar="NAME")] = "val",
+    pictures: int = 24,
 ) -> None:
     """Compare runs on the same pictures, the first with each of the others.
 
     Prints the mean of each score, and the difference with its 95 % interval by bootstrap over the
-    pictures; and writes to evaluation/RUN_vs_RUN a contact sheet, and a page to choose blindly
-    which outputs are better.
+    pictures; and writes to evaluation/RUN_vs_RUN a page that shows all side by side, a contact
+    sheet of some, and a page to choose blindly which outputs of those are better.
 
     Args:
         runs: Names of two or more runs that evaluate.py has scored, or their folders.
         scores: Which of their scores: val stands for scores_val.csv and pictures_val.
+        pictures: Pictures on the sheet and to choose from, spread evenly over all.
 
     Raises:
         ValueError, OSError: Scores that are missing, or of different pictures.
     """
-    folders = {Path(run).name: Path("evaluation", Path(run).name) for run in runs}
-    if len(folders) < 2:
+    folders = dict.fromkeys(Path("evaluation", Path(run).name) for run in runs)
+    shown = [Shown(folder, scores) for folder in folders]
+    if len(shown) < 2:
         raise ValueError("Name two or more different runs, as in: python compare.py RUN RUN")
-    tables = {run: read_scores(at / f"scores_{scores}.csv") for run, at in folders.items()}
-    first, *others = tables
-    for run in others:
-        if tables[run][0] != tables[first][0]:
-            raise ValueError(
-                f"{run} and {first} were scored on different pictures; score both on the same data "
-                "set and split (evaluate.py CHECKPOINT --dataset FOLDER)."
-            )
-        print(f"{run} against {first} on {len(tables[run][0])} pictures (*: beyond chance)")
-        print_differences(tables[first][1], tables[run][1])
-    strips = read_strips({run: at / f"pictures_{scores}" for run, at in folders.items()})
-    output = make_folder(Path("evaluation", "_vs_".join(folders)))
-    with whole_file(output / "contact_sheet.png") as draft:
+    page = write_page(shown)
+    (_, first), *others = (read_scores(folder / f"scores_{scores}.csv") for folder in folders)
+    for run, (names, table) in zip(shown[1:], others, strict=True):
+        print(f"{run.name} against {shown[0].name} on {len(names)} pictures (*: beyond chance)")
+        print_differences(first, table)
+    strips = read_strips({run.name: run.pictures for run in shown}, pictures)
+    with whole_file(page.with_name("contact_sheet.png")) as draft:
         sheet_of(strips).save(draft, format="PNG")
-    with whole_file(output / "blind.html") as draft:
+    with whole_file(page.with_name("blind.html")) as draft:
         draft.write_text(blind_page(strips), encoding="utf-8")
-    print(f"The same pictures side by side, and a page to choose blindly: {output}")
+    print(f"All pictures side by side: {page}; and there some, to choose the better ones blindly.")
 
 
 def main() -> None:

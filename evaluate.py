@@ -1,4 +1,4 @@
-"""Score a generator on pairs: ``python evaluate.py checkpoints/NAME/generator.pt``."""
+"""Score generators on pairs: ``python evaluate.py checkpoints/NAME/generator.pt``."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from torch import Tensor
@@ -18,6 +18,7 @@ from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
 from features import FeatureDistances, Lpips, fetched, find_network
 from generator import Generator
+from page import Shown, write_page
 from pictures.sheet import beside
 from pictures.sides import Sides
 from progress import progress
@@ -25,6 +26,8 @@ from scores import Classes, FixedMarks, Measure, Scores, measures_of, score_all
 from scripts import run_script
 from sources import open_pairs, split_of
 from utils import load_generator, testing
+
+SMALL = 160  # pixels, largest side of each of the three in a small strip
 
 
 class Reader(Measure):
@@ -77,7 +80,10 @@ class Reader(Measure):
 
 
 class Strips(Measure):
-    """Saves some of the pictures, by their numbers, as strips of input, output and target."""
+    """Saves some of the pictures, by their numbers, as strips of input, output and target.
+
+    Beside each lies a small one, for pages that show many.
+    """
 
     def __init__(self, folder: Path, numbers: Collection[int]) -> None:
         self.folder, self.numbers, self.count = folder, numbers, 0
@@ -86,52 +92,78 @@ class Strips(Measure):
         """Save one strip, if it is among those."""
         if self.count in self.numbers:
             strip = beside([to_image(part[0]) for part in (x, fake, y)])
-            with whole_file(self.folder / f"{self.count + 1:05d}.png") as draft:
-                strip.save(draft, format="PNG")
+            path = self.folder / f"{self.count + 1:05d}.png"
+            with whole_file(path) as draft:
+                # As small as at the usual level, in a third of the time.
+                strip.save(draft, format="PNG", compress_level=1)
+            strip.thumbnail((3 * SMALL, SMALL))
+            strip.save(path.with_suffix(".webp"), quality=85)
         self.count += 1
         return {}
 
 
-def score_checkpoint(
-    checkpoint: Annotated[Path, tyro.conf.Positional],
+def score_checkpoints(
+    checkpoints: tyro.conf.Positional[tuple[Path, ...]],
     dataset: str = "",
     split: Literal["val", "train"] = "val",
     direction: Literal["AtoB", "BtoA"] | None = None,
     reader: Path | None = None,
-    pictures: int = 24,
+    pictures: int = 2000,
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     device: str = "auto",
-) -> dict[str, Any]:
-    """Score a trained generator on a data set, picture by picture.
+) -> list[dict[str, Any]]:
+    """Score trained generators on a data set, picture by picture.
 
-    Writes ``evaluation/NAME/scores_val.json``, a row a picture in ``scores_val.csv``, and some
-    as ``pictures_val``; other checkpoints and data sets are named in those names.
+    Writes for each ``evaluation/NAME/scores_val.json``, a row a picture in ``scores_val.csv``,
+    the pictures in ``pictures_val``, and a page that shows it all, ``index.html``; other
+    checkpoints and data sets are named in those names. Of several generators there is also a page
+    that shows them side by side.
 
     Args:
-        checkpoint: generator.pt or latest.pt of a run.
+        checkpoints: generator.pt or latest.pt of one run or more.
         dataset: Folder of pairs, or a name in PRESETS; empty: the one it was trained on.
         split: val or train; of another data set without a split of its own, all are taken.
         direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
-        pictures: Pictures to save, spread evenly over the set, for a look and for compare.py.
+        pictures: Pictures to save at most, spread evenly over the set.
         precision: auto, fp32, bf16 or fp16, where it is to be other than in the training.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
+
+    Returns:
+        What is in the files ``scores_val.json``.
+
+    Raises:
+        ValueError, OSError: A checkpoint, reader or data set that cannot be used.
     """
-    generator = load_generator(checkpoint, device)
-    config = replace(generator.config, direction=direction or generator.config.direction)
-    config, other = _on(dataset, config)
-    folder = make_folder(Path("evaluation", config.name))
-    machine = choose_machine(device, precision or config.precision)
-    measures = _measures(config, generator.sides, reader, machine)
-    pairs, part = _open_part(config, generator.sides, split, is_other=bool(other))
-    which = "" if checkpoint.stem in ("generator", "latest") else checkpoint.stem
-    label = "_".join(filter(None, (which, other, part)))
-    saved = folder / f"pictures_{label}"
-    rows, scores = _score(generator, pairs, measures, machine, saved, pictures)
-    summary = {"checkpoint": str(checkpoint), "dataset": config.dataset, "split": part}
-    summary |= {"pictures": len(rows)} | scores
-    _write(f"{folder}/scores_{label}", pairs, rows, summary)
-    return summary
+    generators = [load_generator(path, device) for path in checkpoints]
+    shown: list[Shown] = []
+    summaries: list[dict[str, Any]] = []
+    for checkpoint, generator in zip(checkpoints, generators, strict=True):
+        config = replace(generator.config, direction=direction or generator.config.direction)
+        config, other = _on(dataset, config)
+        folder = make_folder(Path("evaluation", config.name))
+        machine = choose_machine(device, precision or config.precision)
+        measures = _measures(config, generator.sides, reader, machine)
+        pairs, part = _open_part(config, generator.sides, split, is_other=bool(other))
+        which = "" if checkpoint.stem in ("generator", "latest") else checkpoint.stem
+        label = "_".join(filter(None, (which, other, part)))
+        run = Shown(folder, label)
+        if run in shown:
+            raise ValueError(
+                f"{checkpoint} and an earlier one are both of a run called {config.name}, so that "
+                "their scores would be written to the same files; give a copy of it another name."
+            )
+        saved = folder / f"pictures_{label}"
+        rows, scores = _score(generator, pairs, measures, machine, saved, pictures)
+        summary = {"checkpoint": str(checkpoint), "dataset": config.dataset, "split": part}
+        summary |= {"pictures": len(rows)} | scores
+        _write(f"{folder}/scores_{label}", pairs, rows, summary)
+        print(f"To see it all, open {write_page([run])}")
+        shown.append(run)
+        summaries.append(summary)
+    if len(shown) > 1:
+        print(f"To see them side by side, open {write_page(shown)}")
+    return summaries
 
 
 def _on(dataset: str, config: Config) -> tuple[Config, str]:
@@ -219,8 +251,8 @@ def _write(stem: str, pairs: PairedImages, rows: list[Scores], summary: dict[str
 
 
 def main() -> None:
-    """Score the checkpoint named on the command line."""
-    tyro.cli(score_checkpoint)
+    """Score the checkpoints named on the command line."""
+    tyro.cli(score_checkpoints)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What a run shows people: the bar, the table, sample grids, curves, TensorBoard."""
+"""What a run shows people: the bar, the table, sample grids, curves, the page, TensorBoard."""
 
 import csv
-import itertools
 import json
 import math
 import time
@@ -19,7 +18,8 @@ from config import Config
 from dataset import normalise, to_image, validation_loader
 from devices import Machine
 from disk import whole_file
-from pictures.sheet import contact_sheet
+from page import FIRST_COLUMNS, SCORES, Shown, panels_of, write_page
+from pictures.sheet import beside, contact_sheet
 from progress import progress
 from saving import finite
 from scores import measures_of, score_all
@@ -27,9 +27,6 @@ from scripts import StopRequest
 from sources import Data
 from utils import testing
 
-FIRST_COLUMNS = ("epoch", "step", "seconds", "pictures_per_second", "lr")
-# Scores in the table; evaluate.py gives more.
-SCORES = ("l1", "psnr", "ssim", "sharpness", "accuracy", "miou", "mae", "rmse")
 Sample = tuple[Tensor, Tensor, Tensor]  # input, output, target: (C, H, W) in [-1, 1]
 
 
@@ -108,6 +105,7 @@ class Report:
         self._add_row(values)
         if self._is_due(self.config.picture_interval, epoch):
             self.add_samples(self._samples(state), epoch)
+        write_page([Shown(self.folder)])
         shown = [f"{n} {v:.4g}" for n, v in values.items() if n == "l1" or n.startswith("val_")]
         tqdm.write(f"epoch {epoch}/{self.n_epochs}: {', '.join(shown)}")
         self.first_step, self.began = 0, time.monotonic()
@@ -157,23 +155,15 @@ class Report:
         self._draw_curves()
 
     def add_samples(self, samples: list[Sample], epoch: int) -> None:
-        """Draw the grid ``epoch_001.png``, and the pictures of the first sample singly."""
+        """Draw the grid ``epoch_001.png``; and inputs, outputs and targets each in a row."""
         sample_grid(samples, f"epoch {epoch}").save(self.folder / f"epoch_{epoch:03d}.png")
         names = ("input", f"output_{epoch:03d}", "target")
-        for name, picture in zip(names, samples[0], strict=True):
-            to_image(picture).save(self.folder / f"{name}.png")
+        for name, pictures in zip(names, zip(*samples, strict=True), strict=True):
+            row = beside([to_image(picture) for picture in pictures])
+            row.save(self.folder / f"{name}.png")
 
     def _draw_curves(self) -> None:
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        scores = [f"val_{n}" for n in SCORES if n not in ("l1", "psnr", "mae", "rmse")]
-        panels = {
-            "Discriminator: mean probability of real": ["d_real", "d_fake"],
-            "L1, training and validation": ["l1", "val_l1"],
-            "Validation": scores,
-        }
-        elsewhere = {*FIRST_COLUMNS, *itertools.chain(*panels.values())}
-        losses = [n for n in names if n not in elsewhere and not n.startswith("val_")]
-        panels = {"Losses": losses} | panels
+        panels = panels_of(name for row in self.rows for name in row)
         figure = Figure(figsize=(11, 6.5), layout="constrained")
         for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
             for name in names:

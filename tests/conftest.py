@@ -1,12 +1,18 @@
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from towns.draw import draw_towns
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network small enough for a test: the smallest crop, a few channels.
@@ -39,6 +45,35 @@ def empty_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     return tmp_path
+
+
+@pytest.fixture
+def page() -> "Iterator[Page]":
+    """An empty page in the system's Chromium; errors of its scripts and requests fail the test.
+
+    Without a Chromium the test is skipped. Each test starts one of its own, as Playwright keeps
+    an event loop running in which no notebook could run.
+    """
+    api = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("there is no Chromium (on Debian: apt-get install chromium)")
+    faults: list[str] = []
+    with api.sync_playwright() as playwright:
+        # Its sandbox refuses to work for root, who runs most containers.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda line: line.type == "error" and faults.append(line.text))
+        page.on("request", lambda request: is_outside(request.url) and faults.append(request.url))
+        yield page
+        browser.close()
+    assert not faults
+
+
+def is_outside(address: str) -> bool:
+    """Say whether a page that asks for ``address`` leaves this machine."""
+    return not address.startswith(("file:", "data:", "blob:", "http://127.0.0.1:"))
 
 
 def flags(**settings: object) -> list[str]:

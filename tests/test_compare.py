@@ -24,11 +24,13 @@ def scored(run: str, l1: np.ndarray, sharpness: float = 1.0, n_strips: int = 3) 
         writer.writerow(["picture", "l1", "sharpness", "target_sharpness"])
         for number, value in enumerate(l1):
             writer.writerow([f"{number:04d}", value, sharpness * number, number])
+    summary = {"checkpoint": f"{run}.pt", "dataset": "d", "split": "val", "pictures": len(l1)}
+    (folder / "scores_val.json").write_text(json.dumps(summary | {"l1": float(l1.mean())}))
     strip = Image.new("RGB", (24, 8))
     for place, name in enumerate(("input", run, "target")):
         strip.paste(COLOURS[name], (8 * place, 0, 8 * place + 8, 8))
     for number in range(n_strips):
-        strip.save(folder / "pictures_val" / f"{number:05d}.png")
+        strip.save(folder / "pictures_val" / f"{number + 1:05d}.png")
 
 
 def test_the_interval_is_that_of_paired_differences():
@@ -66,6 +68,7 @@ def test_two_runs(capsys: pytest.CaptureFixture[str]):
 
     page = Path("evaluation/a_vs_b/blind.html").read_text()
     assert "http" not in page, "it needs no other file"
+    assert Path("evaluation/a_vs_b/index.html").is_file()
     rounds = json.loads(re.search(r"const rounds = (.*);  //", page)[1])
     assert len(rounds) == 3
     for x, *outputs in rounds:
@@ -73,6 +76,13 @@ def test_two_runs(capsys: pytest.CaptureFixture[str]):
         for data, name in ((x, "input"), *outputs):
             picture = Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2])))
             assert (picture.size, picture.getpixel((4, 4))) == ((8, 8), COLOURS[name])
+
+
+def test_of_many_pictures_some_are_chosen_evenly():
+    for run in ("a", "b"):
+        scored(run, np.ones(9), n_strips=9)
+    compare(("a", "b"), pictures=3)
+    assert Image.open("evaluation/a_vs_b/contact_sheet.png").height == 26 + 3 * 14
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,14 @@ from PIL import Image
 from torchvision.models import alexnet
 
 from config import Config
-from evaluate import main, score_checkpoint
+from evaluate import main, score_checkpoints
 from features import Lpips
 from scripts import run_script
 from train import train
+
+
+def score_checkpoint(checkpoint: Path, **options: object) -> dict:
+    return score_checkpoints((checkpoint,), **options)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +72,7 @@ def test_the_script_gives_the_numbers_of_the_training(towns: Path, tmp_path: Pat
     assert summary["l1"] == pytest.approx(sum(float(row["l1"]) for row in rows) / 2)
     if find_spec("efficientnet_lite_pytorch"):
         assert 0 < summary["distance_efficientnet_lite2"] < 2
-    strips = sorted(Path("evaluation/towns/pictures_val").iterdir())
+    strips = sorted(Path("evaluation/towns/pictures_val").glob("*.png"))
     assert [path.name for path in strips] == ["00001.png", "00002.png"]
     pair = np.asarray(Image.open(folder / "val" / "0001.png").resize((64, 32), Image.BOX))
     strip = np.asarray(Image.open(strips[0]))

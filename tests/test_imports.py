@@ -13,7 +13,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 LAYERS = [
     {"disk", "progress", "scripts", "devices", "generator", "losses"},
     {"pictures.palettes", "pictures.layouts", "pictures.formats", "pictures.sheet"},
-    {"pictures.sides", "towns.plan", "config", "discriminator"},
+    {"pictures.sides", "towns.plan", "config", "discriminator", "page"},
     {"pictures.decode", "towns.draw"},
     {"pictures.encode", "pictures.pairs", "pictures.download", "workers"},
     {"pictures.jobs"},

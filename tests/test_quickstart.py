@@ -24,12 +24,22 @@ def test_a_checkpoint_in_another_project(towns: Path, tmp_path: Path):
     assert done.stdout == "torch.Size([1, 3, 32, 32])\n", done.stderr
 
 
-def test_the_notebook_runs(towns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("working", "project"),
+    [("content", "content/pix2pix"), ("kaggle/working", "kaggle/input/pix2pix")],
+)
+def test_the_notebook_runs_where_colab_and_kaggle_have_the_project(
+    towns: Path, tmp_path: Path, working: str, project: str, monkeypatch: pytest.MonkeyPatch
+):
+    for folder in (Path(working), Path(project).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    Path(project).symlink_to(ROOT)
+    monkeypatch.chdir(working)
     train(Config(dataset=str(towns), name="small", **TINY))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(ROOT / "quickstart.ipynb", as_version=4)
-    notebook.cells[1].source = 'checkpoint = "checkpoints/small/generator.pt"'
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('"/', f'"{tmp_path}/').replace("/towns/", "/small/")
     options = {"timeout": 120, "kernel_name": "python3"}
-    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, **options).execute()
+    NotebookClient(notebook, resources={"metadata": {"path": "."}}, **options).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)

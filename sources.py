@@ -12,8 +12,9 @@ from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
+from pictures.folders import check_folder, shortened
 from pictures.halves import check_halves
-from pictures.layouts import Pair, Split, check_folder, find_pairs, shortened
+from pictures.layouts import Pair, Split, find_pairs
 from pictures.pairs import ROLES, Kinds, Recipe
 from pictures.palettes import Palette, by_numbers, find_classes
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from pictures.folders import listed
 from pictures.formats import FILL, Raw, UnusableError, opened_raw, raw_array, raw_image
-from pictures.layouts import listed
 from pictures.palettes import painted
 from pictures.sides import OWN_RANGES, Kind
 

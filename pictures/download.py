@@ -14,7 +14,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from disk import check_space, reason_of, whole_folder
-from pictures.layouts import SUFFIXES
+from pictures.folders import SUFFIXES
 from progress import progress
 
 ARCHIVES = ("facades", "maps", "cityscapes", "edges2shoes", "edges2handbags", "night2day")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pictures.decode import PictureError, read_picture
-from pictures.layouts import Pair, shortened
+from pictures.folders import shortened
+from pictures.layouts import Pair
 from pictures.pairs import Recipe, check_pair
 
 N_SEEN = 32  # pictures that are looked at, spread over the set

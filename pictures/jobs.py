@@ -12,7 +12,7 @@ from typing import TypeVar
 from disk import is_full, reason_of, whole_file
 from pictures.decode import Picture, PictureError
 from pictures.encode import HOLDS, write
-from pictures.layouts import (
+from pictures.folders import (
     NO_PICTURES,
     SUFFIXES,
     check_folder,

@@ -1,19 +1,29 @@
 """Find the pairs of a data set on disk and say how it is laid out. Opens no picture."""
 
-import difflib
 import hashlib
 import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".npy")
-# What lies beside pictures and is none; whatever else is left out is named.
-NO_PICTURES = {".txt", ".md", ".json", ".csv", ".xml", ".html", ".ini", ".db", ".py", ".tfw"}
+from pictures.folders import (
+    NO_PICTURES,
+    check_folder,
+    counted,
+    entries,
+    files_below,
+    find_folder,
+    folders_below,
+    is_picture,
+    listed,
+    no_pictures,
+    normal_name,
+    pictures_below,
+    shortened,
+)
+
 VAL_NAMES = ("val", "validation", "test")
 DEPTH = 2  # unpacked archives nest: GIVEN/maps/maps/train
 
@@ -182,35 +192,6 @@ def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **nam
     return replace(split, left_out=_left_out(split, used, searched))
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """List the picture files in a folder and below it, in an order that no system changes."""
-    return [path for path in files_below(folder) if is_picture(path)]
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder and below it: files, and linked folders, which are not entered."""
-    for path in _entries(folder):
-        if path.is_dir() and not path.is_symlink():
-            yield from files_below(path)
-        else:
-            yield path
-
-
-def counted(paths: Iterable[Path], root: Path) -> str:
-    """Say how many of each kind there are in each folder, as seen from ``root``; "" if none."""
-    kinds: Counter[str] = Counter()
-    for path in paths:
-        kind = "linked folder(s)" if path.is_dir() else path.suffix.lower() or "without suffix"
-        where = os.path.relpath(path.parent, root)
-        kinds[kind if where == "." else f"{kind} in {where}"] += 1
-    return ", ".join(shortened([f"{n} {kind}" for kind, n in kinds.most_common()], most=6))
-
-
-def is_picture(path: Path) -> bool:
-    """Tell by its name whether a path is that of a picture that is read."""
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
-
-
 def _named(dataset: Path, setting: str, names: Named) -> Found:
     """Return the part of a set that a setting names."""
     folder = Path(os.path.abspath(dataset / getattr(names, setting)))
@@ -222,7 +203,7 @@ def _named(dataset: Path, setting: str, names: Named) -> Found:
 
 def _look_for(dataset: Path, names: Named, depth: int) -> tuple[Found, Found | None]:
     """Return the one training set at or below a folder, and its validation set."""
-    roots = _below(dataset, depth)
+    roots = folders_below(dataset, depth)
     train = _only(_sets(roots, "train", names) or _sets(roots, "", names), dataset, names)
     if not train.part:
         return train, None
@@ -233,7 +214,7 @@ def _look_for(dataset: Path, names: Named, depth: int) -> tuple[Found, Found | N
 def _only(found: list[Found], where: Path, names: Named) -> Found:
     if not found:
         raise ValueError(
-            f"{_no_pictures(where, names.sought)} in it, or in folders train and val in it or at "
+            f"{no_pictures(where, names.sought)} in it, or in folders train and val in it or at "
             f"most {DEPTH} folders down"
             + ", side by side or in folders A and B"
             * (not names.sought)
@@ -266,7 +247,7 @@ def _sets(roots: Sequence[Path], part: str, names: Named) -> list[Found]:
 def _set_at(root: Path, pattern: str, part: str, names: Named) -> Found | None:
     """Return the part of a set that lies in a folder by a pattern, if it does."""
     sides = names.a or "A", names.b or "B"
-    a, b = (_find(root, pattern.format(part=part, side=side)) for side in sides)
+    a, b = (find_folder(root, pattern.format(part=part, side=side)) for side in sides)
     if not (a and b):
         return None
     if pattern == ONE_FOLDER:
@@ -279,7 +260,7 @@ def _set_at(root: Path, pattern: str, part: str, names: Named) -> Found | None:
 
 
 def _directly(folder: Path) -> bool:
-    return any(map(is_picture, _entries(folder)))
+    return any(map(is_picture, entries(folder)))
 
 
 def _paired(train: Found, val: Found | None, names: Named) -> Split:
@@ -324,7 +305,7 @@ def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...
     folders = (found.a, found.b or found.a)
     for folder, ending, side in zip(folders, endings, sides, strict=False):
         if not side:
-            raise ValueError(_no_pictures(folder, ending and f" whose names end in {ending}"))
+            raise ValueError(no_pictures(folder, ending and f" whose names end in {ending}"))
     ours, theirs = sides[0], sides[-1]
     for folder, here, there in zip(folders, sides, sides[::-1], strict=False):
         alone = [_within(folder, files[0]) for name, files in here.items() if name not in there]
@@ -399,89 +380,5 @@ def _split(split: Split, val_fraction: float, seed: int) -> Split:
     )
 
 
-def check_folder(folder: Path, what: str) -> None:
-    """Refuse what is not a folder, naming those that it may be mistaken for.
-
-    Args:
-        folder: The path.
-        what: What it was given as.
-
-    Raises:
-        OSError: It does not exist, or is a file.
-    """
-    if folder.is_dir():
-        return
-    if folder.exists():
-        raise NotADirectoryError(
-            f"{what} {folder} is a file. Expected a folder of pictures; unpack an archive first"
-        )
-    parent = next(p for p in folder.absolute().parents if p.is_dir())
-    names = [d.name for d in _entries(parent) if d.is_dir()]
-    near = difflib.get_close_matches(folder.name, names, n=3, cutoff=0.5) if names else []
-    hint = f"did you mean {' or '.join(str(folder.with_name(n)) for n in near)}?"
-    if not near or parent != folder.absolute().parent:
-        hint = f"{parent} holds {', '.join(names[:10]) or 'no folders'}"
-    raise FileNotFoundError(f"{what} {folder} does not exist ({hint}). Give the path of a folder")
-
-
-def _below(folder: Path, depth: int) -> list[Path]:
-    found = [folder]
-    for child in _entries(folder) if depth else []:
-        if child.suffix.lower() not in SUFFIXES and child.is_dir():
-            found += _below(child, depth - 1)
-    return found
-
-
-def _find(folder: Path, path: str) -> Path | None:
-    """Return the folder at ``path`` below a folder, upper or lower case, if there is one."""
-    if (exact := folder / path).is_dir():
-        return exact
-    found: Path | None = folder if folder.is_dir() else None
-    for name in PurePath(path).parts if found else ():
-        names = (d for d in _entries(found) if d.name.lower() == name.lower() and d.is_dir())
-        found = next(names, None)
-        if found is None:
-            break
-    return found
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise OSError(
-            f"{folder} cannot be read ({error.strerror}). Give yourself the right to read it, or "
-            f"copy the data set to a folder of your own"
-        ) from error
-    shown = (n for n in names if not n.startswith(".") and n != "__MACOSX")
-    return [folder / n for n in sorted(shown, key=lambda n: (normal_name(n).casefold(), n))]
-
-
-def shortened(items: Sequence[str], most: int = 20) -> list[str]:
-    """Return ``items``, or the first ones of many and how many are left."""
-    left = len(items) - most
-    return [*items[:most], f"and {left} more"] if left > 0 else list(items)
-
-
-def listed(lines: Sequence[str]) -> str:
-    """Return ``lines``, or the first ones of many, indented, one below the other."""
-    return "\n".join(f"  {line}" for line in shortened(lines))
-
-
-def normal_name(name: str) -> str:
-    """Return a name in the one spelling that stands for all that look alike."""
-    return unicodedata.normalize("NFC", name)  # macOS stores accents apart from their letters
-
-
 def _folded(name: str) -> str:
     return normal_name(name).casefold()
-
-
-def _held(folder: Path) -> str:
-    """Say what a folder without pictures holds."""
-    hidden = "hidden files and empty folders alone" if os.listdir(folder) else "it is empty"
-    return counted(files_below(folder), folder) or hidden
-
-
-def _no_pictures(folder: Path, sought: str = "") -> str:
-    return f"{folder} holds no pictures{sought} ({_held(folder)}). Expected {', '.join(SUFFIXES)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures import layouts
+from pictures import folders
 from pictures.layouts import Pair, find_pairs
 
 
@@ -184,7 +184,7 @@ def test_the_order_does_not_depend_on_the_system(
     listed = os.listdir
     for order in (expected, expected[::-1]):
         monkeypatch.setattr(
-            layouts.os,
+            folders.os,
             "listdir",
             lambda folder, order=order: order if folder.name == "train" else listed(folder),
         )
@@ -247,7 +247,7 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(folder: Path) -> list[str]:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr(layouts.os, "listdir", refuse)
+    monkeypatch.setattr(folders.os, "listdir", refuse)
     with pytest.raises(OSError, match=r"cannot be read \(Permission denied\)"):
         find_pairs(tmp_path)
 

@@ -27,6 +27,7 @@ from discriminator import Discriminator
 from generator import Generator
 from losses import class_loss, feature_loss, follow, perceptual_loss, photo_network
 from pictures.sides import Sides
+from processes import joined, one_voice
 from recipes import describe, resolve
 from report import Report
 from saving import Checkpoints, Saved
@@ -166,7 +167,7 @@ def train_step(
         fake_maps = discriminator.features(x, fake_picture.detach())
         real_logits, fake_logits = real_maps[-1], fake_maps[-1]
         loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
-    update(state.optimizer_d, loss_d, state.scaler)
+    update(state.optimizer_d, loss_d, state.scaler, machine)
 
     discriminator.requires_grad_(False)  # it judges, but this loss does not teach it
     with machine.autocast:
@@ -176,7 +177,7 @@ def train_step(
         if config.lambda_features:
             terms["loss_features"] = feature_loss(real_maps, fake_maps)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
-    update(state.optimizer_g, loss_g, state.scaler)
+    update(state.optimizer_g, loss_g, state.scaler, machine)
     discriminator.requires_grad_(True)
 
     state.scaler.update()
@@ -192,15 +193,21 @@ def plain_step(
     with machine.autocast:
         terms = target_loss(state.generator(x), state.generator.as_target(y), config)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
-    update(state.optimizer_g, loss_g, state.scaler)
+    update(state.optimizer_g, loss_g, state.scaler, machine)
     state.scaler.update()
     return detached(terms)
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
-    """Take one step of ``optimizer`` down the gradient of ``loss``."""
+def update(
+    optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler, machine: Machine
+) -> None:
+    """Take one step of ``optimizer`` down the gradient of ``loss``, a mean over this process's x.
+
+    As all processes have as many, the mean of their gradients is that of the whole batch.
+    """
     optimizer.zero_grad()
     scaler.scale(loss).backward()
+    machine.processes.average(p.grad for p in optimizer.param_groups[0]["params"])
     scaler.step(optimizer)
 
 
@@ -224,6 +231,7 @@ def learning_rate(config: Config, epoch: int) -> float:
 
 
 # --- The run ---
+@one_voice()
 @freeing_frames
 def train(config: Config, fresh: bool = False) -> None:
     """Train, or go on with the training that has the same name.
@@ -238,22 +246,31 @@ def train(config: Config, fresh: bool = False) -> None:
         Interrupted: Ctrl-C, SIGTERM or the like; a checkpoint was written.
     """
     config, origin = resolve(config)
-    with Checkpoints(config, fresh=fresh) as checkpoints:  # refuses to go on from other settings
+    with (
+        joined(config) as processes,  # one, or those that torchrun has started
+        Checkpoints(config, processes, fresh=fresh) as checkpoints,  # refuses other settings
+    ):
         if checkpoints.is_finished:
             print(checkpoints.how_to_go_on())
             return
         print(f"Settings of {config.name}:\n{describe(config, origin)}")
-        machine = choose_machine(config.device, config.precision)
-        data = open_data(config, checkpoints.sides)
+        machine = choose_machine(config.device, config.precision, processes)
+        data = processes.in_turns(open_data, config, checkpoints.sides)
         state = checkpoints.restored(new_state(config, data.sides, machine), data)
         report = Report(config, data, machine, state)
         with (
-            StopRequest() as stop,
+            StopRequest(processes.is_first) as stop,
             checkpoints.kept(state),
             report,
             closing(
                 training_loader(
-                    data.train, config, state.epoch, state.step, machine.device, stop.check
+                    data.train,
+                    config,
+                    state.epoch,
+                    state.step,
+                    device=machine.device,
+                    check=stop.check,
+                    share_of=processes.share_of,
                 )
             ) as batches,
         ):
@@ -280,14 +297,18 @@ def train_epoch(
 ) -> None:
     """Take the steps that are left of this epoch."""
     step = plain_step if config.gan_mode == "none" else train_step
+    processes = machine.processes
     for optimizer in (state.optimizer_g, state.optimizer_d):
         optimizer.param_groups[0]["lr"] = learning_rate(config, state.epoch)
     while state.step < data.steps_per_epoch:
-        batch = next(batches).to(machine.device, non_blocking=True)
-        x, y = normalise(batch, data.sides)
+        with processes.together():  # what stops one process stops all, between the same two steps
+            stop.check()
+            batch = next(batches)
+        x, y = normalise(batch.to(machine.device, non_blocking=True), data.sides)
         # The noise of a step (dropout) follows from its number, so a run goes on exactly.
-        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step))
+        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step, processes.rank))
         losses = step(state, x, y.clamp(-1, 1), config, machine)  # tanh reaches no further
+        processes.average(losses.values())
         for name, loss in losses.items():
             state.totals[name] = state.totals.get(name, 0) + loss
         state.step += 1
@@ -296,9 +317,9 @@ def train_epoch(
             follow(state.average, state.generator, config.ema_decay, n_steps)
         report.add_step(state, losses)  # reads the device at the log interval alone
         checkpoints.save_if_due(state)
-        stop.check()
 
 
+@one_voice()
 def main() -> None:
     """Train with the settings of ``config.py`` and the command line."""
     config, fresh = parse_command_line()

@@ -269,11 +269,12 @@ def joined(config: Config) -> Iterator[Processes]:
 
 def _check(config: Config, count: int) -> None:
     """Refuse what would not be the run of one process."""
-    if config.batch_size % count:
+    if config.batch_size % (count * config.accumulate):
+        parts = f", each in {config.accumulate} parts (accumulate)" if config.accumulate > 1 else ""
         raise ValueError(
             f"batch_size {config.batch_size}, the pictures of a step over all processes, cannot be "
-            f"shared evenly by {count} of them; set it to a multiple of {count}, or start another "
-            "number."
+            f"shared evenly by {count} of them{parts}; set it to a multiple of "
+            f"{count * config.accumulate}, or start another number."
         )
     if config.norm == "batch":
         raise ValueError(

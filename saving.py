@@ -41,7 +41,15 @@ from utils import CheckpointError, config_from, load_file
 CHANGEABLE = {
     *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision", "compile"),
     *("log_interval", "picture_interval", "val_interval", "n_samples", "checkpoint_minutes"),
-    *("keep_generators", "cache_dir", "cache_limit_gb", "mirror", "on_bad_picture"),
+    *(
+        "accumulate",
+        "recompute",
+        "keep_generators",
+        "cache_dir",
+        "cache_limit_gb",
+        "mirror",
+        "on_bad_picture",
+    ),
     *("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "val_fraction"),
     *("a", "b", "suffix_a", "suffix_b", "check_halves"),
     *("dropout_at_test", "batch_norm_at_test"),

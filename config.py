@@ -214,6 +214,10 @@ class Config:
     """Epochs after those, in which the learning rate falls linearly towards zero."""
     batch_size: Annotated[int | None, whole(1)] = None
     """Pairs a step; the paper takes 1 to 10, by data set (section 3.3)."""
+    accumulate: Annotated[int, whole(1)] = 1
+    """Parts in which a batch is learned from, one after the other: less memory, more time."""
+    recompute: bool = False
+    """Compute the generator's inner maps twice instead of keeping them: less memory, more time."""
     lr: Annotated[float, Rule(lambda value: 0 < value < math.inf, "a number above 0")] = 2e-4
     """Learning rate of Adam, for both networks."""
     beta1: Annotated[float, DECAY] = 0.5
@@ -343,6 +347,7 @@ def _check_pairs(config: Config) -> None:
             "gan_mode is none and lambda_l1 is 0, so there is no loss to train on; "
             "set lambda_l1 above 0 (the paper: 100)."
         )
+    _check_parts(config)
     if config.crop_size is None:
         return
     if config.load_size is not None and config.load_size < config.crop_size:
@@ -358,6 +363,20 @@ def _check_pairs(config: Config) -> None:
             f"n_layers_d {config.n_layers_d} leaves nothing of a {config.crop_size} px crop for "
             f"the discriminator to judge; set n_layers_d to {deepest} or less, or crop_size to "
             f"{2 ** (config.n_layers_d + 2)} or more."
+        )
+
+
+def _check_parts(config: Config) -> None:
+    """Refuse what would make a batch that is learned from in parts another batch."""
+    if config.batch_size and config.batch_size % config.accumulate:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be split into {config.accumulate} equal parts; "
+            "set accumulate to a divisor of it."
+        )
+    if config.norm == "batch" and (config.accumulate > 1 or config.recompute):
+        raise ValueError(
+            "norm is batch, whose statistics are those of all pictures computed at once, and are "
+            "counted at each computation; leave norm at instance, or accumulate and recompute out."
         )
 
 

@@ -150,6 +150,7 @@ def training_loader(
     start_step: int = 0,
     device: torch.device | None = None,
     check: Callable[[], None] = lambda: None,
+    share_of: Callable[[list[Key]], Sequence[Key]] = lambda batch: batch,
 ) -> Iterator[Tensor]:
     """Yield the batches of the whole rest of a run; closing the generator ends its processes.
 
@@ -163,9 +164,11 @@ def training_loader(
         start_step: Batches of that epoch that are done already.
         device: Where the batches will go.
         check: Called every second while a batch is waited for; what it raises ends the waiting.
+        share_of: Returns what of a batch this process prepares, where several share a run.
 
     Yields:
-        Tensors (batch_size, C, crop_size, crop_size), uint8, uint16 or float32.
+        Tensors (batch_size or the share of it, C, crop_size, crop_size), uint8, uint16 or
+        float32.
 
     Raises:
         BadPictures, OSError: A picture that is not cached has changed, or a worker is gone.
@@ -176,7 +179,7 @@ def training_loader(
     )
     # Page-locked memory goes to a GPU while the host goes on.
     keep = Tensor.pin_memory if device and device.type == "cuda" else Tensor.clone
-    return prepared(pairs, order, config.num_workers, check=check, keep=keep)
+    return prepared(pairs, map(share_of, order), config.num_workers, check=check, keep=keep)
 
 
 def validation_loader(pairs: PairedImages) -> DataLoader:

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from processes import ALONE, Processes
+
 T = TypeVar("T")
 EAGER_STEPS = 3  # before one is recorded: by then all that is set up once is there
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,6 +24,8 @@ class Machine:
     device: torch.device
     dtype: torch.dtype
     """The type in which autocast computes; float32 means that it is off."""
+    processes: Processes = ALONE
+    """Those that share the run."""
 
     @property
     def autocast(self) -> torch.autocast:
@@ -51,22 +55,43 @@ class Machine:
         setattr(network, method, torch.compile(getattr(network, method)))
 
 
-def choose_machine(device: str | torch.device = "auto", precision: str = "auto") -> Machine:
+def choose_machine(
+    device: str | torch.device = "auto", precision: str = "auto", processes: Processes = ALONE
+) -> Machine:
     """Return where and how to compute, and set up this process for it.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32", "bf16", "fp16", or "auto". Anything but fp32 also lets CUDA round the
             inputs of float32 products to 19 bits (TF32).
+        processes: Those that share the run; each takes a CUDA card of its own.
 
     Raises:
-        ValueError: This machine has no such device.
+        ValueError: This machine has no such device, or too few for the processes.
     """
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     keep_freed_memory()
-    found = pick_device(str(device))
-    return Machine(found, pick_dtype(precision, found))
+    found = own_device(pick_device(str(device)), processes)
+    return Machine(found, pick_dtype(precision, found), processes)
+
+
+def own_device(device: torch.device, processes: Processes) -> torch.device:
+    """Return the device of this process where all are asked to take ``device``.
+
+    Raises:
+        ValueError: There are not enough of them, or processes cannot share a run on them.
+    """
+    if processes.count == 1 or device.type == "cpu":
+        return device
+    if device != torch.device("cuda:0"):
+        raise ValueError(
+            f"device is {device}, which one process can use; with many, set it to cuda (each takes "
+            "a card of its own) or cpu."
+        )
+    own = pick_device(f"cuda:{processes.local_rank}")
+    torch.cuda.set_device(own)
+    return own
 
 
 def pick_device(name: str) -> torch.device:

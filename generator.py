@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 CLASS_SCALE = 8.0  # of the scores of classes, which have farther to go than those of tanh
 EDGE = 2.0  # how much harder than the probabilities the edges between classes are painted
@@ -117,6 +118,8 @@ class Generator(nn.Module):
     """The settings it was trained with, where it comes from a checkpoint."""
     sides: Any = None
     """What its inputs and outputs are as files (``pictures.sides.Sides``), likewise."""
+    recompute: bool = False
+    """Whether the maps inside blocks are computed again on the way back, instead of kept."""
     picture_size: tuple[int, int] | None = None
     """Median height and width, in pixels, of the pictures it was trained on, where known."""
     side_by_side: bool = False
@@ -205,17 +208,25 @@ class Generator(nn.Module):
         skips: list[Tensor] = []
         x = self.as_seen(x)
         for down in self.encoder:
-            x = down(x)  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ... (N, 512, 1, 1) at H = 256
+            x = self._through(
+                down, x
+            )  # (N, 64, H/2, W/2), (N, 128, H/4, W/4), ... (N, 512, 1, 1) at H = 256
             skips.append(x)
-        x = self.decoder[0](skips.pop())  # (N, 512, 2, 2)
+        x = self._through(self.decoder[0], skips.pop())  # (N, 512, 2, 2)
         for up in list(self.decoder)[1:-1]:
-            x = up(torch.cat([skips.pop(), x], dim=1))  # (N, 512, 4, 4), ... (N, 64, H/2, W/2)
+            x = torch.cat([skips.pop(), x], dim=1)
+            x = self._through(up, x)  # (N, 512, 4, 4), ... (N, 64, H/2, W/2)
         outermost = self.decoder[-1]
         # Half precision has too few digits for the values that become pixels.
         with torch.autocast(x.device.type, enabled=False):
             x = torch.cat([skips.pop(), x], dim=1).to(outermost[1].weight.dtype)
-            x = outermost(x)  # (N, 3, H, W), or a score for each class
+            x = self._through(outermost, x)  # (N, 3, H, W), or a score for each class
             return torch.tanh(x) if self.palette is None else self._classes(x)
+
+    def _through(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
     def _classes(self, scores: Tensor) -> Tensor:
         """Turn scores (N, K, H, W) into probabilities, or at test into colours."""

@@ -4,10 +4,12 @@ import csv
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -15,11 +17,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from config import Config
-from dataset import normalise, to_image, validation_loader
+from dataset import derived_seed, normalise, to_image
 from devices import Machine
 from disk import whole_file
 from page import FIRST_COLUMNS, SCORES, Shown, panels_of, write_page
 from pictures.sheet import beside, contact_sheet
+from processes import by_first
 from progress import progress
 from saving import finite
 from scores import measures_of, score_all
@@ -33,7 +36,8 @@ Sample = tuple[Tensor, Tensor, Tensor]  # input, output, target: (C, H, W) in [-
 class Report:
     """The progress bar, and the files in ``evaluation/NAME`` that a run adds to.
 
-    A context, which closes the bar.
+    A context, which closes the bar. Where processes share the run, all validate and the first
+    alone shows and writes.
 
     Args:
         config: Resolved settings.
@@ -47,17 +51,17 @@ class Report:
 
     def __init__(self, config: Config, data: Data, machine: Machine, state: Any) -> None:
         self.config, self.data, self.machine = config, data, machine
+        self.processes = machine.processes
         self.folder = Path("evaluation", config.name)
         self.n_epochs = config.n_epochs + config.n_epochs_decay
         self.table = self.folder / "metrics.csv"
         self.rows = [row for row in _read_table(self.table) if int(row["epoch"]) <= state.epoch]
-        self.board = SummaryWriter(self.folder / "tensorboard", purge_step=state.epoch + 1)
-        text = json.dumps(asdict(config), indent=2) + "\n"
-        (self.folder / "config.json").write_text(text, encoding="utf-8")
+        self._begin(state)
         self.bar = progress(
             initial=(state.epoch * data.steps_per_epoch + state.step) * config.batch_size,
             total=self.n_epochs * data.steps_per_epoch * config.batch_size,
             unit="picture",
+            disable=not self.processes.is_first,
         )
         self.started_at = time.monotonic() - state.seconds
         self.first_step, self.began = state.step, time.monotonic()
@@ -67,6 +71,16 @@ class Report:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
+        self._end()
+
+    @by_first
+    def _begin(self, state: Any) -> None:
+        self.board = SummaryWriter(self.folder / "tensorboard", purge_step=state.epoch + 1)
+        text = json.dumps(asdict(self.config), indent=2) + "\n"
+        (self.folder / "config.json").write_text(text, encoding="utf-8")
+
+    @by_first
+    def _end(self) -> None:
         self.board.close()
 
     # --- While an epoch lasts ---
@@ -102,25 +116,37 @@ class Report:
         if self._is_due(self.config.val_interval, epoch):
             values |= self._validate(state, stop)
             finite({"val_l1": values["val_l1"]}, self.config, state.epoch)
+        self._write(state, values)
+        self.first_step, self.began = 0, time.monotonic()
+
+    @by_first
+    def _write(self, state: Any, values: dict[str, float]) -> None:
+        epoch = state.epoch + 1
         self._add_row(values)
         if self._is_due(self.config.picture_interval, epoch):
             self.add_samples(self._samples(state), epoch)
         write_page([Shown(self.folder)])
         shown = [f"{n} {v:.4g}" for n, v in values.items() if n == "l1" or n.startswith("val_")]
         tqdm.write(f"epoch {epoch}/{self.n_epochs}: {', '.join(shown)}")
-        self.first_step, self.began = 0, time.monotonic()
 
     def _is_due(self, interval: int, epoch: int) -> bool:
         return epoch % interval == 0 or epoch in (1, self.n_epochs)
 
     def _validate(self, state: Any, stop: StopRequest) -> dict[str, float]:
         """Return the scores on all validation pairs."""
-        batches = stop.watch(validation_loader(self.data.val))
         measures = measures_of(self.data.sides.target)
         options = {"sides": self.data.sides, "machine": self.machine}
         with testing(state.shown, self.config.seed):
-            _, scores = score_all(state.shown, batches, measures, **options)
+            _, scores = score_all(state.shown, self._val_batches(stop), measures, **options)
         return {f"val_{name}": scores[name] for name in SCORES if name in scores}
+
+    def _val_batches(self, stop: StopRequest) -> Iterator[Tensor]:
+        """Yield this process's share of the validation pairs."""
+        for index in self.processes.share_of(range(len(self.data.val))):
+            stop.check()
+            # The noise of a picture (dropout at test) is its own, whoever translates it.
+            torch.manual_seed(derived_seed(self.config.seed, index))
+            yield self.data.val[0, index][None]
 
     def _samples(self, state: Any) -> list[Sample]:
         """Translate a few validation pairs, the same ones every time."""

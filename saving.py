@@ -1,5 +1,6 @@
 """How a run is saved, goes on, and is kept from being lost: its files in ``checkpoints/NAME``."""
 
+import hashlib
 import io
 import math
 import os
@@ -30,6 +31,7 @@ from disk import (
 from finetune import start_from
 from pictures.decode import BadPictures
 from pictures.sides import Sides
+from processes import ALONE, LostProcessError, Processes, by_first
 from scripts import Interrupted
 from sources import Data, changes
 from utils import CheckpointError, config_from, load_file
@@ -38,11 +40,11 @@ from utils import CheckpointError, config_from, load_file
 # to train, where things lie (what the pairs are is compared by itself), and what is shown.
 CHANGEABLE = {
     *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision", "compile"),
-    *("cuda_graph", "log_interval", "picture_interval", "val_interval", "n_samples"),
-    *("checkpoint_minutes", "keep_generators", "cache_dir", "cache_limit_gb", "mirror"),
-    *("on_bad_picture", "dataset", "train_dir", "val_dir", "input_dir", "target_dir"),
-    *("val_fraction", "a", "b", "suffix_a", "suffix_b", "check_halves"),
-    *("dropout_at_test", "batch_norm_at_test"),
+    *("cuda_graph", "accumulate", "recompute", "log_interval", "picture_interval"),
+    *("val_interval", "n_samples", "checkpoint_minutes", "keep_generators", "cache_dir"),
+    *("cache_limit_gb", "mirror", "on_bad_picture", "dataset", "train_dir", "val_dir"),
+    *("input_dir", "target_dir", "val_fraction", "a", "b", "suffix_a", "suffix_b"),
+    *("check_halves", "dropout_at_test", "batch_norm_at_test"),
 }
 LOCK_S = 8  # a killed run's workers hold its lock too, and need up to 5 seconds to notice
 
@@ -81,11 +83,12 @@ class Saved:
 class Checkpoints:
     """The files of one run, and the right to write them.
 
-    A context, in which no other process can have the run of that name. ``latest.pt`` holds
+    A context, in which no other command can have the run of that name. ``latest.pt`` holds
     everything, ``previous.pt`` what that held before, ``generator.pt`` what is needed to use it.
 
     Args:
         config: Resolved settings.
+        processes: Those that share the run; the first reads and writes for all.
         fresh: Do not go on from what is there, but move it aside.
 
     Raises:
@@ -94,8 +97,8 @@ class Checkpoints:
         OSError: Another process has this run, or the folder cannot be written to.
     """
 
-    def __init__(self, config: Config, fresh: bool = False) -> None:
-        self.config, self.fresh = config, fresh
+    def __init__(self, config: Config, processes: Processes = ALONE, fresh: bool = False) -> None:
+        self.config, self.processes, self.fresh = config, processes, fresh
         self.n_epochs = config.n_epochs + config.n_epochs_decay
         self.folder = Path("checkpoints", config.name)
         self.results = Path("evaluation", config.name)
@@ -105,6 +108,11 @@ class Checkpoints:
         self._owner = self.folder.with_name(f".{config.name}.owner")
 
     def __enter__(self) -> "Checkpoints":
+        self.saved = self.processes.from_first(self._taken)
+        return self
+
+    def _taken(self) -> dict[str, Any] | None:
+        """Take the run, so that no other command can, and return what to go on from."""
         make_folder(self.folder.parent)
         try:
             self._lock.acquire(timeout=LOCK_S)
@@ -116,22 +124,23 @@ class Checkpoints:
             ) from None
         try:
             self._owner.write_text(f"process {os.getpid()} on {platform.node()}")
+            saved = None if self.fresh else load_checkpoint(self.folder)
             if not self.fresh:
-                self.saved = load_checkpoint(self.folder)
-                self._check_same_run()
+                self._check_same_run(saved)
         except BaseException:
             self.__exit__()
             raise
-        return self
+        return saved
 
     def __exit__(self, *exception: object) -> None:
-        self._owner.unlink(missing_ok=True)
-        self._lock.release()
+        if self._lock.is_locked:
+            self._owner.unlink(missing_ok=True)
+            self._lock.release()
 
     # --- Going on ---
-    def _check_same_run(self) -> None:
+    def _check_same_run(self, saved: dict[str, Any] | None) -> None:
         """Refuse to go on from other settings, or to start over on top of what is left."""
-        if self.saved is None:
+        if saved is None:
             remains = [*self.folder.glob("*.pt"), *self.results.glob("metrics.csv")]
             if remains:
                 raise ValueError(
@@ -140,7 +149,7 @@ class Checkpoints:
                     "or add --fresh to move what is left aside and start over."
                 )
             return
-        before = asdict(config_from(self.saved, self.folder / "latest.pt"))
+        before = asdict(config_from(saved, self.folder / "latest.pt"))
         differences = [
             f"  {name}: {before[name]!r} in the checkpoint, {value!r} now"
             for name, value in asdict(self.config).items()
@@ -184,6 +193,7 @@ class Checkpoints:
         # What a generator must be saved with, to be used on other pictures.
         self.facts = {"config": asdict(self.config)} | data.facts
         self.pairs = data.identity()
+        self._check_pairs_of_all()
         torch.load(io.BytesIO(_serialised(self.facts)), weights_only=True)
         if self.saved is not None:
             self._check_same_pairs(self.saved)
@@ -195,18 +205,32 @@ class Checkpoints:
             print(f"Going on in epoch {state.epoch + 1} after step {state.step}.")
         elif self.config.init_from:
             print(start_from(state, self.config.init_from))
+        self._make_room(state)
+        self.saved_at = time.monotonic()
+        return state
+
+    def _check_pairs_of_all(self) -> None:
+        """Refuse processes that see other pairs, as where each computer has a disk of its own."""
+        digest = hashlib.blake2b(repr(self.pairs).encode()).hexdigest()
+        first, *others = self.processes.gather(digest)
+        if different := [rank for rank, other in enumerate(others, start=1) if other != first]:
+            raise ValueError(
+                f"The processes of rank {', '.join(map(str, different))} see other pairs than the "
+                "first; give all the same data set, on a disk that they share or as copies."
+            )
+
+    def _check_same_pairs(self, saved: dict[str, Any]) -> None:
+        if message := changes(saved.get("pairs", {}), self.pairs):
+            raise ValueError(message)
+
+    @by_first
+    def _make_room(self, state: Saved) -> None:
         if self.fresh:  # not before all that can be wrong with the new run has been looked at
             move_aside(self.folder, self.results)
         for folder in (self.results, self.folder):
             make_folder(folder)
         remove_drafts(self.folder, stale_s=0)  # the lock says that nobody is writing them
         self._check_space(state)
-        self.saved_at = time.monotonic()
-        return state
-
-    def _check_same_pairs(self, saved: dict[str, Any]) -> None:
-        if message := changes(saved.get("pairs", {}), self.pairs):
-            raise ValueError(message)
 
     def _check_space(self, state: Saved) -> None:
         """Refuse to train where not even two checkpoints fit: one, and the next one's draft."""
@@ -247,6 +271,7 @@ class Checkpoints:
     def _save_generator(self, state: Saved, path: Path) -> None:
         save_file({"generator": state.shown.state_dict()} | self.facts, path)
 
+    @by_first
     def save_if_due(self, state: Saved) -> None:
         """Save after the first epoch and every checkpoint_minutes; a failure is only a warning."""
         minutes = (time.monotonic() - self.saved_at) / 60
@@ -260,6 +285,7 @@ class Checkpoints:
             again = f"It is tried again in {self.config.checkpoint_minutes:g} minutes."
             tqdm.write(f"Warning: {error} {again}")
 
+    @by_first
     def keep_generator(self, state: Saved) -> None:
         """Keep the generator of the epoch that has just ended, if it is one of those to be kept."""
         epoch = state.epoch + 1
@@ -278,7 +304,7 @@ class Checkpoints:
         """
         try:
             yield
-        except (DivergedError, CheckpointWriteError):
+        except (DivergedError, CheckpointWriteError, LostProcessError):  # no state to go on from
             raise
         except (
             BadPictures,
@@ -297,6 +323,7 @@ class Checkpoints:
             ) from None
         self.save_last(state)
 
+    @by_first
     def save_last(self, state: Saved) -> None:
         """Save at any price: in place of ``previous.pt``, or the generator alone, elsewhere.
 

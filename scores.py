@@ -17,6 +17,7 @@ from devices import Machine
 from generator import nearest_class
 from pictures.palettes import Palette, merged_classes
 from pictures.sides import Side, Sides
+from processes import Processes
 
 Scores = dict[str, float]
 GRID_PERIODS = (2, 4, 8)  # pixels
@@ -111,6 +112,10 @@ class Measure:
         """Measure one picture: the input, the output and the target, (1, C, H, W) in [-1, 1]."""
         return {}
 
+    def take_in(self, other: "Measure") -> None:
+        """Add the pictures that the same measure of another process has seen."""
+        raise NotImplementedError
+
     def total(self) -> dict[str, Any]:
         """Return what holds for all pictures, where that is not the mean of their scores."""
         return {}
@@ -128,6 +133,10 @@ class Classes(Measure):
         counts = count_classes(fake, y, self.palette)
         self.counts += counts
         return class_scores(counts, self.palette)
+
+    def take_in(self, other: "Classes") -> None:
+        """Add the pixels that another has counted."""
+        self.counts += other.counts
 
     def total(self) -> dict[str, Any]:
         """Score the pixels of all pictures, and the answer that is always the commonest class."""
@@ -150,6 +159,10 @@ class Units(Measure):
         error = (fake - y).double() * self.side.half_range
         self.squares.append(error.square().mean().item())
         return {"mae": error.abs().mean().item(), "rmse": self.squares[-1] ** 0.5}
+
+    def take_in(self, other: "Units") -> None:
+        """Add the pictures that another has measured."""
+        self.squares += other.squares
 
     def total(self) -> Scores:
         """Return the root mean square over the pixels of all pictures."""
@@ -204,7 +217,8 @@ def score_all(
 
     Args:
         generator: Configured for test; takes (1, channels, H, W) in [-1, 1].
-        batches: Pairs one at a time, (1, channels of both, H, W), not augmented.
+        batches: Pairs one at a time, (1, channels of both, H, W), not augmented; where processes
+            share a run, this one's share of them.
         measures: What to measure beside the scores of ``score_picture``.
         sides: What the numbers of the pairs are.
         machine: Where the generator is, and its precision.
@@ -213,17 +227,31 @@ def score_all(
         The scores of each picture, and of all: the means, and what the measures say.
     """
     rows: list[Scores] = []
-    for batch in batches:
-        x, y = normalise(batch.to(machine.device), sides)
-        with machine.autocast:
-            fake = generator(x)
-        rows.append(score_picture(fake, y))
-        for measure in measures:
-            rows[-1] |= measure(x, fake, y)
+    with machine.processes.together():
+        for batch in batches:
+            x, y = normalise(batch.to(machine.device), sides)
+            with machine.autocast:
+                fake = generator(x)
+            rows.append(score_picture(fake, y))
+            for measure in measures:
+                rows[-1] |= measure(x, fake, y)
+    rows = _gathered(rows, measures, machine.processes)
     scores: dict[str, Any] = summarise(rows)
     for measure in measures:
         scores |= measure.total()
     return rows, scores
+
+
+def _gathered(
+    rows: list[Scores], measures: Sequence[Measure], processes: Processes
+) -> list[Scores]:
+    """Return the rows of all processes, and let the measures take in the others' pictures."""
+    parts = processes.gather((rows, measures))
+    for rank, (_, theirs) in enumerate(parts):
+        for measure, other in zip(measures, theirs, strict=True):
+            if rank != processes.rank:
+                measure.take_in(other)
+    return [row for part, _ in parts for row in part]
 
 
 def summarise(rows: Sequence[Scores]) -> Scores:

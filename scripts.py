@@ -26,8 +26,11 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signum)  # which is what pickle makes it from again
         self.exit_code = 128 + signum
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def _is_ignored(signum: int) -> bool:
@@ -39,9 +42,13 @@ class StopRequest:
 
     A context: outside it, and in threads that cannot take signals, they act as ever. SIGHUP stays
     ignored under nohup.
+
+    Args:
+        speaks: Whether to say at once that the signal was heard.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: bool = True) -> None:
+        self.speaks = speaks
         self.signum: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -64,8 +71,8 @@ class StopRequest:
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nStopping after this step (Ctrl-C again: at once).\n")
+        if self.speaks:  # not by print: the signal may have come in the middle of one
+            os.write(2, b"\nStopping after this step (Ctrl-C again: at once).\n")
 
     def check(self) -> None:
         """Raise Interrupted if a stop was requested."""

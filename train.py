@@ -12,13 +12,15 @@ goes on where the last one stopped.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from config import Config, parse_command_line
 from dataset import derived_seed, normalise, training_loader
@@ -27,6 +29,7 @@ from discriminator import Discriminator
 from generator import Generator
 from losses import class_loss, feature_loss, follow, perceptual_loss, photo_network
 from pictures.sides import Sides
+from processes import joined, one_voice
 from recipes import describe, resolve
 from report import Report
 from saving import Checkpoints, Saved
@@ -35,6 +38,8 @@ from sources import Data, open_data
 from utils import build_generator
 
 Losses = dict[str, Tensor]  # by name: scalars on the device
+Loss = tuple[Tensor, Losses]  # what a network is to minimise, and what to show of it
+checkpoint = partial(activation_checkpoint, use_reentrant=False)
 
 
 # --- The losses (section 3.1) ---
@@ -123,6 +128,7 @@ def new_state(config: Config, sides: Sides, machine: Machine) -> TrainingState:
         n_layers_d=config.n_layers_d,
         norm=config.norm,
     ).to(machine.device)
+    generator.recompute = config.recompute
     average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None
     if config.compile:
         machine.compile(generator, "forward")
@@ -142,7 +148,7 @@ def new_state(config: Config, sides: Sides, machine: Machine) -> TrainingState:
 def train_step(
     state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine
 ) -> Losses:
-    """Teach both networks one batch (section 3.3).
+    """Teach both networks one batch (section 3.3), in as many parts as ``accumulate`` says.
 
     Args:
         state: Its networks, optimisers and scaler are updated in place.
@@ -154,10 +160,24 @@ def train_step(
     Returns:
         The losses of this batch, detached, in float32, still on the device.
     """
+    lessons = [lesson(state, *part, config, machine) for part in parts_of(x, y, config.accumulate)]
+    losses = update(state.optimizer_d, lessons, state.scaler, machine)
+    state.discriminator.requires_grad_(False)  # it judges, but the next loss does not teach it
+    losses |= update(state.optimizer_g, lessons, state.scaler, machine)
+    state.discriminator.requires_grad_(True)
+    state.scaler.update()
+    return losses
+
+
+def lesson(
+    state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine
+) -> Iterator[Loss]:
+    """Yield the loss of the discriminator, and once that has learned the one of the generator."""
     generator, discriminator = state.generator, state.discriminator
     y = generator.as_target(y)
     with machine.autocast:
-        fake = generator(x)
+        # Of many parts only one's inner maps can be kept, so they are computed again to learn.
+        fake = generator(x) if config.accumulate == 1 else checkpoint(generator, x)
 
     x = generator.as_seen(x)
     real_picture, fake_picture = generator.as_picture(y), generator.as_picture(fake)
@@ -166,9 +186,9 @@ def train_step(
         fake_maps = discriminator.features(x, fake_picture.detach())
         real_logits, fake_logits = real_maps[-1], fake_maps[-1]
         loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
-    update(state.optimizer_d, loss_d, state.scaler)
+    d_real, d_fake = (probability(z, config.gan_mode) for z in (real_logits, fake_logits))
+    yield loss_d, {"loss_d": loss_d, "d_real": d_real, "d_fake": d_fake}
 
-    discriminator.requires_grad_(False)  # it judges, but this loss does not teach it
     with machine.autocast:
         fake_maps = discriminator.features(x, fake_picture)
         terms = {"loss_g_gan": adversarial_loss(fake_maps[-1], True, config.gan_mode)}
@@ -176,25 +196,29 @@ def train_step(
         if config.lambda_features:
             terms["loss_features"] = feature_loss(real_maps, fake_maps)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
-    update(state.optimizer_g, loss_g, state.scaler)
-    discriminator.requires_grad_(True)
-
-    state.scaler.update()
-    d_real, d_fake = (probability(z, config.gan_mode) for z in (real_logits, fake_logits))
-    losses = {"loss_d": loss_d, "d_real": d_real, "d_fake": d_fake, **terms}
-    return detached(losses)
+    yield loss_g, terms
 
 
 def plain_step(
     state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine
 ) -> Losses:
     """Teach the generator without a discriminator, by L1 alone in the paper (section 4.2)."""
+    lessons = [
+        plain_lesson(state, *part, config, machine) for part in parts_of(x, y, config.accumulate)
+    ]
+    losses = update(state.optimizer_g, lessons, state.scaler, machine)
+    state.scaler.update()
+    return losses
+
+
+def plain_lesson(
+    state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine
+) -> Iterator[Loss]:
+    """Yield the loss of the generator."""
     with machine.autocast:
         terms = target_loss(state.generator(x), state.generator.as_target(y), config)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
-    update(state.optimizer_g, loss_g, state.scaler)
-    state.scaler.update()
-    return detached(terms)
+    yield loss_g, terms
 
 
 def step_of(state: TrainingState, config: Config, machine: Machine) -> Callable[[Tensor], Losses]:
@@ -205,16 +229,38 @@ def step_of(state: TrainingState, config: Config, machine: Machine) -> Callable[
         x, y = normalise(batch, state.generator.sides)
         return teach(state, x, y.clamp(-1, 1), config, machine)  # tanh reaches no further
 
-    if config.cuda_graph and machine.device.type == "cuda":
+    alone = machine.processes.count == 1
+    if config.cuda_graph and alone and machine.device.type == "cuda":
         return played_back(step, (state.optimizer_g, state.optimizer_d))
     return step
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
-    """Take one step of ``optimizer`` down the gradient of ``loss``."""
+def parts_of(x: Tensor, y: Tensor, accumulate: int) -> list[tuple[Tensor, Tensor]]:
+    """Split a batch into equal parts, so that the mean of their gradients is its own."""
+    return list(zip(x.chunk(accumulate), y.chunk(accumulate), strict=True))
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    lessons: Sequence[Iterator[Loss]],
+    scaler: torch.amp.GradScaler,
+    machine: Machine,
+) -> Losses:
+    """Take one step of ``optimizer`` down the mean gradient of the next loss of each lesson.
+
+    Where processes share the batch, it is the mean over all of them.
+    """
     optimizer.zero_grad()
-    scaler.scale(loss).backward()
+    shown = []
+    for part in lessons:
+        loss, losses = next(part)
+        scaler.scale(loss / len(lessons)).backward()
+        shown.append(detached(losses))
+    machine.processes.average(p.grad for p in optimizer.param_groups[0]["params"])
     scaler.step(optimizer)
+    if len(shown) == 1:
+        return shown[0]
+    return {name: sum(losses[name] for losses in shown) / len(shown) for name in shown[0]}
 
 
 def detached(losses: Losses) -> Losses:
@@ -237,6 +283,7 @@ def learning_rate(config: Config, epoch: int) -> float:
 
 
 # --- The run ---
+@one_voice()
 @freeing_frames
 def train(config: Config, fresh: bool = False) -> None:
     """Train, or go on with the training that has the same name.
@@ -251,22 +298,31 @@ def train(config: Config, fresh: bool = False) -> None:
         Interrupted: Ctrl-C, SIGTERM or the like; a checkpoint was written.
     """
     config, origin = resolve(config)
-    with Checkpoints(config, fresh=fresh) as checkpoints:  # refuses to go on from other settings
+    with (
+        joined(config) as processes,  # one, or those that torchrun has started
+        Checkpoints(config, processes, fresh=fresh) as checkpoints,  # refuses other settings
+    ):
         if checkpoints.is_finished:
             print(checkpoints.how_to_go_on())
             return
         print(f"Settings of {config.name}:\n{describe(config, origin)}")
-        machine = choose_machine(config.device, config.precision)
-        data = open_data(config, checkpoints.sides)
+        machine = choose_machine(config.device, config.precision, processes)
+        data = processes.in_turns(open_data, config, checkpoints.sides)
         state = checkpoints.restored(new_state(config, data.sides, machine), data)
         report = Report(config, data, machine, state)
         with (
-            StopRequest() as stop,
+            StopRequest(processes.is_first) as stop,
             checkpoints.kept(state),
             report,
             closing(
                 training_loader(
-                    data.train, config, state.epoch, state.step, machine.device, stop.check
+                    data.train,
+                    config,
+                    state.epoch,
+                    state.step,
+                    device=machine.device,
+                    check=stop.check,
+                    share_of=processes.share_of,
                 )
             ) as batches,
         ):
@@ -292,14 +348,18 @@ def train_epoch(
     stop: StopRequest,
 ) -> None:
     """Take the steps that are left of this epoch."""
+    processes = machine.processes
     for optimizer in (state.optimizer_g, state.optimizer_d):
         optimizer.param_groups[0]["lr"] = learning_rate(config, state.epoch)
     step = step_of(state, config, machine)
     while state.step < data.steps_per_epoch:
-        batch = next(batches).to(machine.device, non_blocking=True)
+        with processes.together():  # what stops one process stops all, between the same two steps
+            stop.check()
+            batch = next(batches)
         # The noise of a step (dropout) follows from its number, so a run goes on exactly.
-        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step))
-        losses = step(batch)
+        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step, processes.rank))
+        losses = step(batch.to(machine.device, non_blocking=True))
+        processes.average(losses.values())
         for name, loss in losses.items():
             state.totals[name] = state.totals.get(name, 0) + loss
         state.step += 1
@@ -308,9 +368,9 @@ def train_epoch(
             follow(state.average, state.generator, config.ema_decay, n_steps)
         report.add_step(state, losses)  # reads the device at the log interval alone
         checkpoints.save_if_due(state)
-        stop.check()
 
 
+@one_voice()
 def main() -> None:
     """Train with the settings of ``config.py`` and the command line."""
     config, fresh = parse_command_line()

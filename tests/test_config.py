@@ -177,3 +177,15 @@ def test_a_wrong_command_ends_in_one_message(arguments: list[str], part: str):
 def test_every_preset_resolves():
     for dataset in PRESETS:
         resolve(Config(dataset=dataset))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 6, "accumulate": 4}, "equal parts"),
+        ({"norm": "batch", "recompute": True}, "norm is batch"),
+    ],
+)
+def test_parts_that_would_be_another_batch_are_refused(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Config(dataset="x", **settings)

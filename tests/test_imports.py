@@ -11,11 +11,11 @@ FILES = [*ROOT.glob("*.py"), *(p for wing in WINGS for p in (ROOT / wing).glob("
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
 # Each module may import those of the lines above it, and nothing else of the project.
 LAYERS = [
-    {"disk", "progress", "scripts", "devices", "generator", "losses", "pictures.folders"},
+    {"disk", "progress", "scripts", "generator", "losses", "pictures.folders"},
     {"pictures.palettes", "pictures.layouts", "pictures.formats", "pictures.sheet"},
     {"pictures.sides", "towns.plan", "config", "discriminator", "page"},
-    {"pictures.decode", "towns.draw"},
-    {"pictures.encode", "pictures.pairs", "pictures.download", "workers"},
+    {"pictures.decode", "towns.draw", "processes"},
+    {"pictures.encode", "pictures.pairs", "pictures.download", "workers", "devices"},
     {"pictures.jobs"},
     {"pictures.cache", "pictures.halves", "towns.heights"},
     {"recipes"},

@@ -226,3 +226,41 @@ def test_a_loss_is_added_in_one_place(towns: Path, monkeypatch: pytest.MonkeyPat
     unweighted, weighted = (results(name)[1] for name in ("a", "b"))
     assert all(float(row["loss_edges"]) > 0 for row in unweighted)
     assert [row["loss_edges"] for row in weighted] != [row["loss_edges"] for row in unweighted]
+
+
+@pytest.mark.parametrize("gan_mode", ["vanilla", "none"])
+def test_a_batch_in_parts_teaches_what_the_whole_does(gan_mode: str):
+    whole, _ = resolve(Config(dataset="x", batch_size=4, gan_mode=gan_mode, **TINY))
+    x, y = (torch.rand(4, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in range(2))
+    step = plain_step if gan_mode == "none" else train_step
+    states, losses = [], []
+    for config in (whole, replace(whole, accumulate=2)):
+        state = new_state(config, Sides(), CPU)
+        for network in (state.generator, state.discriminator):
+            network.double()
+        losses.append([step(state, x, y, config, CPU) for _ in range(3)][-1])
+        states.append(state)
+    for networks in zip(*((s.generator, s.discriminator) for s in states), strict=True):
+        for one, other in zip(*(n.parameters() for n in networks), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    torch.testing.assert_close(*losses)
+
+
+def test_maps_that_are_computed_again_change_nothing():
+    kept, _ = resolve(Config(dataset="x", recipe="paper", batch_size=2, **TINY))
+    x, y = (torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(2))
+    states = [new_state(config, Sides(), CPU) for config in (kept, replace(kept, recompute=True))]
+    for state in states:
+        torch.manual_seed(1)  # the same noise: dropout is on
+        train_step(state, x, y, kept, CPU)
+    assert_same(*(state.generator.state_dict() for state in states))
+    saved = [len(saved_by(state.generator, x)) for state in states]
+    assert saved[1] < saved[0] / 2
+
+
+def saved_by(network: torch.nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the tensors that are kept for the way back."""
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        network(x)
+    return kept

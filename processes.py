@@ -1,0 +1,304 @@
+"""The processes that share a run: those that torchrun or Slurm has started, or this one alone.
+
+Each takes its share of every batch; the mean of their gradients is that of the whole batch. What
+one of them meets, a signal or a bad picture, ends all of them between the same two steps.
+"""
+
+import functools
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from config import Config
+from scripts import Interrupted
+
+T = TypeVar("T")
+
+START_S = 300  # to find each other
+TURN_S = 24 * 3600  # to fetch and decode a data set, while the others wait
+SILENT_S = 600  # between two steps; a checkpoint is written in that time
+ROLL_CALL_S = 5  # to say that one is there, after another was lost
+POLL_S = 0.1
+SHARED = (ValueError, OSError, MemoryError, Interrupted)  # what ends all in good order
+
+
+class LostProcessError(OSError):
+    """Another process of this run is gone or silent."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, as one of them sees them; without others all of this does nothing."""
+
+    rank: int = 0
+    """Number of this process among all."""
+    count: int = 1
+    local_rank: int = 0
+    """Number of this process among those of its computer."""
+    store: dist.Store | None = None
+    """Where each can be heard by the others when nothing else works."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that speaks and writes for all."""
+        return self.rank == 0
+
+    def share_of(self, items: Sequence[T]) -> Sequence[T]:
+        """Return what of ``items`` is for this process; the shares follow each other by rank."""
+        start, end = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
+        return items[start:end]
+
+    # --- Tensors ---
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each of ``tensors`` by its mean over the processes; it is one message for all."""
+        if self.count == 1:
+            return
+        tensors = list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with self._connected():
+            dist.all_reduce(flat)
+        means = (flat / self.count).split([tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    # --- Anything else ---
+    def gather(self, value: T) -> list[T]:
+        """Return what each process gives, by rank."""
+        values = [value] * self.count
+        if self.count > 1:
+            with self._connected():
+                dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what ``function`` returns in the first process, which alone calls it.
+
+        Raises:
+            Exception: What it raises there.
+        """
+        with self.together():
+            result = [function(*arguments) if self.is_first else None]
+        if self.count > 1:
+            with self._connected():
+                dist.broadcast_object_list(result)
+        return result[0]
+
+    def in_turns(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call ``function`` in the first process; then once on each computer; then everywhere.
+
+        So the first makes what the later ones find: on a disk that all share, or else on that of
+        their computer.
+
+        Raises:
+            Exception: What it raises in any of them.
+        """
+        own = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        for turn in range(3 if self.count > 1 else 1):
+            with self.together(TURN_S):
+                if turn == own:
+                    result = function(*arguments)
+        return result
+
+    # --- Ending together ---
+    @contextmanager
+    def together(self, patience_s: float = SILENT_S) -> Iterator[None]:
+        """Wait at the end of the block for all others; an error of one is raised in all.
+
+        Args:
+            patience_s: How long to wait.
+
+        Raises:
+            LostProcessError: Some did not come; the message says which.
+        """
+        if self.count == 1:
+            yield
+            return
+        error = None
+        try:
+            yield
+        except LostProcessError:
+            raise
+        except SHARED as raised:
+            error = raised
+        first, _ = self._meet(error, patience_s=patience_s)
+        if first is not None:
+            raise first
+
+    def _meet(
+        self, error: BaseException | None, *, leaving: bool = False, patience_s: float = SILENT_S
+    ) -> tuple[BaseException | None, bool]:
+        """Wait for all; return the first error that any of them brings, and whether all leave."""
+        flags = torch.tensor([error is not None, not leaving], dtype=torch.int32)
+        with self._connected():
+            if patience_s > SILENT_S:
+                dist.monitored_barrier(timeout=timedelta(seconds=patience_s))
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        is_error, some_stay = flags.tolist()
+        errors = [e for e in self.gather(error) if e is not None] if is_error else [None]
+        return errors[0], not some_stay
+
+    def leave(self, error: BaseException | None) -> None:
+        """Wait until all are about to end, those that have yet to hear of an ``error`` included.
+
+        Raises:
+            Exception: The error of another.
+        """
+        all_leave = False
+        while not all_leave:
+            first, all_leave = self._meet(error, leaving=True)
+        if error is None and first is not None:
+            raise first
+
+    # --- When one is missing ---
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Say who is missing when a message cannot be sent, or does not come."""
+        try:
+            yield
+        except RuntimeError as error:
+            if dist.is_initialized():
+                dist.destroy_process_group()  # so that those who wait for this one notice, too
+            missing = self.roll_call("after a loss", ROLL_CALL_S)
+            self.lose(missing, "ended, or was silent for long", error)
+
+    def roll_call(self, occasion: str, patience_s: float) -> list[int]:
+        """Return the ranks of those that do not answer in time."""
+        missing = [*range(self.count)]
+        ends = time.monotonic() + patience_s
+        try:
+            self.store.set(f"{occasion}/{self.rank}", platform.node())
+            while missing and time.monotonic() < ends:
+                missing = [rank for rank in missing if not self.store.check([f"{occasion}/{rank}"])]
+                time.sleep(POLL_S)
+        except RuntimeError:  # the first process may keep the store, and is gone
+            return [0]
+        return missing
+
+    def lose(self, missing: Sequence[int], what: str, error: Exception | None = None) -> NoReturn:
+        """End this process; the first that is still there says why."""
+        if self.rank != min({*range(self.count)} - {*missing}):
+            sys.exit(2)
+        named = " and ".join(f"rank {rank}" for rank in missing) or "Another process"
+        raise LostProcessError(
+            f"{named} of {self.count} processes {what}; its own output, or torchrun's, may say "
+            "why. The run is as its last checkpoint has it: give the same command to go on."
+        ) from error
+
+
+ALONE = Processes()
+
+
+def by_first(method: Callable[..., None]) -> Callable[..., None]:
+    """Let a method of what has ``processes`` do its work in the first of them alone."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *arguments: Any, **options: Any) -> None:
+        if self.processes.is_first:
+            method(self, *arguments, **options)
+
+    return wrapper
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Let the first process alone print, and say what was wrong."""
+    with ExitStack() as stack:
+        is_silent = int(os.environ.get("RANK", 0)) > 0
+        if is_silent:
+            nothing = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nothing))
+            stack.enter_context(redirect_stderr(nothing))
+        try:
+            yield
+        except (*SHARED, KeyboardInterrupt) as error:
+            if not is_silent or isinstance(error, LostProcessError):
+                raise
+            sys.exit(getattr(error, "exit_code", 2))
+
+
+@contextmanager
+def joined(config: Config) -> Iterator[Processes]:
+    """Find the other processes of a run, if the environment says that there are some.
+
+    RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are as torchrun sets them.
+
+    Args:
+        config: Resolved settings.
+
+    Raises:
+        ValueError: With these settings many processes would make another run than one.
+        LostProcessError: Some are missing; the message says which.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        yield ALONE
+        return
+    _check(config, count)
+    error = None
+    try:
+        processes = _start()
+        try:
+            yield processes
+        except LostProcessError:
+            raise
+        except SHARED as raised:
+            error = raised
+            if threading.current_thread() is threading.main_thread():
+                # Once one has ended torchrun ends the others, and the last word is yet to be said.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        processes.leave(error)
+        if error is not None:
+            raise error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _check(config: Config, count: int) -> None:
+    """Refuse what would not be the run of one process."""
+    if config.batch_size % (count * config.accumulate):
+        parts = f", each in {config.accumulate} parts (accumulate)" if config.accumulate > 1 else ""
+        raise ValueError(
+            f"batch_size {config.batch_size}, the pictures of a step over all processes, cannot be "
+            f"shared evenly by {count} of them{parts}; set it to a multiple of "
+            f"{count * config.accumulate}, or start another number."
+        )
+    if config.norm == "batch":
+        raise ValueError(
+            "norm is batch, whose statistics would be those of each process's share of the batch, "
+            f"so that {count} processes would make another run than one; leave norm at instance, "
+            "or start one process."
+        )
+
+
+def _start() -> Processes:
+    """Find the others, and open the ways over which they talk: gloo for CPUs, NCCL for CUDA."""
+    within = timedelta(seconds=START_S)
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=within))
+    except RuntimeError as error:
+        place = "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
+        raise LostProcessError(
+            f"The processes did not find each other at {place} within {START_S} s ({error}); start "
+            "all of them with the same address, that of the first, which the others can reach."
+        ) from error
+    processes = Processes(rank, count, int(os.environ.get("LOCAL_RANK", 0)), store)
+    if missing := processes.roll_call("start", START_S):
+        processes.lose(missing, f"did not start within {START_S} s")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    silent = timedelta(seconds=SILENT_S)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=silent)
+    return processes

@@ -56,6 +56,11 @@ class Processes:
         """Whether this is the process that speaks and writes for all."""
         return self.rank == 0
 
+    @property
+    def mark(self) -> tuple[int, ...]:
+        """What beside (seed, epoch, step) its noise follows from; the first is as one alone."""
+        return () if self.is_first else (self.rank,)
+
     def share_of(self, items: Sequence[T]) -> Sequence[T]:
         """Return what of ``items`` is for this process; the shares follow each other by rank."""
         start, end = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))

@@ -357,7 +357,7 @@ def train_epoch(
             stop.check()
             batch = next(batches)
         # The noise of a step (dropout) follows from its number, so a run goes on exactly.
-        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step, processes.rank))
+        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step, *processes.mark))
         losses = step(batch.to(machine.device, non_blocking=True))
         processes.average(losses.values())
         for name, loss in losses.items():

@@ -332,7 +332,7 @@ def train(config: Config, fresh: bool = False) -> None:
                 checkpoints.keep_generator(state)
                 state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
         print(
-            f"Finished: pictures and scores in {report.folder}, "
+            f"Finished: pictures and scores in {report.folder} (open index.html there), "
             f"generator in {checkpoints.generator}."
         )
 

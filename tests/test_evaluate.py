@@ -115,12 +115,17 @@ def test_what_was_trained_on_is_not_scored_as_validation(towns: Path, tmp_path: 
     if sys.platform == "linux":  # other systems have no such names
         os.rename("flat/0001.png", b"flat/\xff.png")
     train(Config(dataset="flat", val_fraction=0.5, keep_generators=1, **TINY))
-    summary = score_checkpoint(Path("checkpoints/flat/generator.pt"))
-    typed = score_checkpoint(Path("checkpoints/flat/generator_001.pt"), dataset=f"{tmp_path}/flat")
-    assert typed["pictures"] == summary["pictures"] == 4
+    two = [Path("checkpoints/flat", f"{name}.pt") for name in ("generator", "generator_001")]
+    score_checkpoint(two[0])
+    summaries = score_checkpoints(two, dataset=f"{tmp_path}/flat")
+    assert [summary["pictures"] for summary in summaries] == [4, 4]
+    assert summaries[0]["l1"] != summaries[1]["l1"]
+    assert Path("evaluation/flat_vs_flat_generator_001_val/index.html").is_file()
     names = {path.name for path in Path("evaluation/flat").glob("scores*.csv")}
     assert names == {"scores_val.csv", "scores_generator_001_val.csv"}
-    other = score_checkpoint(Path("checkpoints/flat/generator.pt"), split="train")
+    with pytest.raises(ValueError, match="both of a run called flat"):
+        score_checkpoints((two[0], two[0].with_name("latest.pt")))
+    other = score_checkpoint(two[0], split="train")
     listed = [Path(f"evaluation/flat/scores_{s}.csv").read_text() for s in ("train", "val")]
     assert other["pictures"] == 4
     assert sys.platform != "linux" or r"\udcff" in "".join(listed)

@@ -94,6 +94,7 @@ def test_a_run_writes_what_the_readme_says(towns: Path):
         "metrics.csv",
         "config.json",
         "curves.png",
+        "index.html",
         "input.png",
         "target.png",
     } | outputs | grids <= names

@@ -229,8 +229,9 @@ def step_of(state: TrainingState, config: Config, machine: Machine) -> Callable[
         x, y = normalise(batch, state.generator.sides)
         return teach(state, x, y.clamp(-1, 1), config, machine)  # tanh reaches no further
 
-    alone = machine.processes.count == 1
-    if config.cuda_graph and alone and machine.device.type == "cuda":
+    # Maps that are computed again ask for the random state, which torch 2.9 cannot record.
+    is_plain = config.accumulate == 1 and not config.recompute and machine.processes.count == 1
+    if config.cuda_graph and is_plain and machine.device.type == "cuda":
         return played_back(step, (state.optimizer_g, state.optimizer_d))
     return step
 

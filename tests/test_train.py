@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train as training
 from config import Config
 from dataset import normalise
-from devices import choose_machine
+from devices import Machine, choose_machine
 from pictures.sides import Sides
 from recipes import resolve
 from saving import Checkpoints
@@ -265,3 +265,23 @@ def saved_by(network: torch.nn.Module, x: Tensor) -> list[Tensor]:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         network(x)
     return kept
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "is_recorded"),
+    [
+        ({}, "cuda", True),
+        ({}, "cpu", False),
+        ({"cuda_graph": False}, "cuda", False),
+        ({"accumulate": 2, "batch_size": 2}, "cuda", False),
+        ({"recompute": True}, "cuda", False),
+    ],
+)
+def test_only_a_step_that_can_be_recorded_is_played_back(
+    settings: dict, device: str, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "played_back", lambda step, optimizers: "played back")
+    config, _ = resolve(Config(dataset="x", **(TINY | settings)))
+    state = new_state(config, known_sides(config), CPU)
+    step = training.step_of(state, config, Machine(torch.device(device), torch.float32))
+    assert (step == "played back") == is_recorded

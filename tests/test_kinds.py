@@ -11,7 +11,7 @@ from PIL import Image
 
 from config import Config
 from dataset import denormalise, normalise
-from evaluate import score_checkpoint
+from evaluate import score_checkpoints
 from export import export
 from pictures.decode import BadPictures, Picture
 from pictures.encode import write
@@ -51,7 +51,7 @@ def test_from_photos_to_heights_in_metres(capsys: pytest.CaptureFixture[str]):
     high = generator.sides.target.high
     assert 2 < high < 26
 
-    summary = score_checkpoint(Path("checkpoints/hills/generator.pt"), pictures=1)
+    (summary,) = score_checkpoints((Path("checkpoints/hills/generator.pt"),), pictures=1)
     translate_files(
         Path("checkpoints/hills/generator.pt"), "hills/val/A", Path("out"), scale="crop"
     )
@@ -82,7 +82,8 @@ def test_classes_by_number_are_found_learned_and_written():
     train(Config(dataset="masks", labels="target", **QUICK))
     generator = load_generator("checkpoints/masks/generator.pt", "cpu")
     assert list(generator.sides.target.palette) == ["class 3", "class 7", "class 200"]
-    assert "accuracy" in score_checkpoint(Path("checkpoints/masks/generator.pt"), pictures=1)
+    (summary,) = score_checkpoints((Path("checkpoints/masks/generator.pt"),), pictures=1)
+    assert "accuracy" in summary
     output = translate(generator, Image.open("masks/A/0.png"))
     assert output.mode == "P"
     assert set(np.unique(np.asarray(output))) <= {3, 7, 200}
@@ -124,6 +125,12 @@ def test_photos_are_not_taken_for_labels():
         ValueError, match=r"targets do not look like label pictures: .*Leave target"
     ):
         open_data(resolve(Config(dataset="photos", labels="target", **QUICK))[0])
+
+
+def test_more_numbers_than_can_be_classes_are_refused_not_merged():
+    save_pairs(Path("many"), [numbers(*range(100))] * 3)
+    with pytest.raises(ValueError, match="they have more than 64 classes"):
+        open_data(resolve(Config(dataset="many", labels="target", **QUICK))[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7])

@@ -270,7 +270,8 @@ def _classes(train: PairedImages, place: int) -> tuple[Palette, bool]:
     if (kind.channels, kind.dtype) != (3, "uint8"):
         raise ValueError(f"The {role}s are {kind}, and labels are colours or numbers in 8 bits.")
     try:
-        palette, is_exact = find_classes(train.whole(index)[place] for index in range(len(train)))
+        pictures = (train.whole(index)[place] for index in range(len(train)))
+        palette, is_exact = find_classes(pictures, shades=not kind.index)
     except ValueError as error:
         raise ValueError(
             f"The {role}s do not look like label pictures: {error}. Leave {role}s out of labels."

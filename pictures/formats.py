@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +24,9 @@ MAX_CHANNELS = 64
 FILL = "Pictures with missing numbers: fill these in, or leave the pictures out"
 KEPT = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16", "int8": "int16", "int16": "int16"}
 REDUCED_OR_MASK = 1 | 4  # what a page of a TIFF may be beside the picture
+# Colours that a TIFF may have in place of RGB, as Pillow calls them.
+COLOURS = {"SEPARATED": "CMYK", "YCBCR": "YCbCr", "CIELAB": "LAB"}
+JPEG = (6, 7)  # compressions that come as RGB
 
 
 class UnusableError(ValueError):
@@ -70,8 +74,9 @@ def opened_raw(path: Path, labels: bool = False) -> Iterator[Raw]:
     if start == b"\x93NUMPY":
         yield raw_array(np.load(path, mmap_mode="r", allow_pickle=False), labels)
     elif start[:4] in TIFF_STARTS:
+        logging.getLogger("tifffile").setLevel(logging.ERROR)  # it remarks on tags it need not know
         with tifffile.TiffFile(path) as tiff:
-            yield raw_tiff(tiff, path, labels)
+            yield raw_tiff(tiff, labels)
     else:
         with Image.open(path, formats=FORMATS) as image:
             yield raw_image(image, labels)
@@ -92,10 +97,10 @@ def raw_image(image: Image.Image, labels: bool = False) -> Raw:
         bands, index, load = "L", "L" * labels, partial(_loaded, image, dtype)
     elif labels and image.mode == "P":
         bands, index, load = "L", "P", partial(_loaded, image, dtype)
-    elif labels and grey:
+    elif labels and grey and image.format != "JPEG":  # whose noise would be numbers
         bands, index, load = "L", "L", partial(_loaded, image, dtype, "L")
     else:
-        bands = ("L" if grey else "RGB") + "A" * image.has_transparency_data
+        bands = ("L" if grey and not labels else "RGB") + "A" * image.has_transparency_data
         load = partial(_loaded, image, dtype, bands, to_srgb=not labels)
     return Raw(
         image.height,
@@ -118,7 +123,8 @@ def _deep_bands(image: Image.Image) -> str:
     """Return the bands of a PNG with 16 bits in several, of which Pillow would keep the upper 8."""
     tiles = getattr(image, "tile", None) if image.format == "PNG" else None  # none once loaded
     stored = str(tiles[0][3]) if tiles else ""
-    return {"LA;16B": "LA", "RGB;16B": "RGB", "RGBA;16B": "RGBA"}.get(stored, "")
+    bands = {"LA;16B": "LA", "RGB;16B": "RGB", "RGBA;16B": "RGBA"}.get(stored, "")
+    return bands + "A" * (bands == "RGB" and "transparency" in image.info)
 
 
 def _deep_colour(image: Image.Image) -> np.ndarray:
@@ -130,30 +136,28 @@ def _loaded(
     image: Image.Image, dtype: np.dtype, mode: str = "", *, to_srgb: bool = False
 ) -> np.ndarray:
     image.load()
-    if to_srgb:
-        image = _in_srgb(image)
-    image = image.convert(mode) if mode else image
+    if mode:
+        image = _in_srgb(image, mode) if to_srgb else image.convert(mode)
     # A 16-bit picture may have its bytes in either order.
     return np.asarray(image).astype(dtype, copy=False).reshape(image.height, image.width, -1)
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
-    """Convert colours from the profile that a picture brings with it."""
+def _in_srgb(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to a mode of Pillow, and colours from the profile that a picture brings with it."""
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
-        return image
-    with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a damaged one says nothing
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(own):
-            return image
-        alpha = image.getchannel("A") if image.mode == "RGBA" else None
-        colours = image.convert("RGB") if alpha else image
-        srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(colours, own, srgb, outputMode="RGB")
-        if alpha:
-            converted.putalpha(alpha)
-        return converted
-    return image
+    if not profile or image.mode != "CMYK":  # a profile leaves no palette nor transparent colour
+        image = image.convert(mode)
+    if profile and image.mode in ("RGB", "RGBA", "CMYK"):
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a damaged one says nothing
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(own):
+                alpha = image.getchannel("A") if image.mode == "RGBA" else None
+                colours = image.convert("RGB") if alpha else image
+                srgb = ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(colours, own, srgb, outputMode="RGB")
+                if alpha:
+                    image.putalpha(alpha)
+    return image.convert(mode)
 
 
 def _exif_orientation(image: Image.Image) -> int:
@@ -174,16 +178,19 @@ def raw_array(array: np.ndarray, labels: bool = False) -> Raw:
     if array.dtype.kind not in "buif":
         raise UnusableError(f"its numbers are {array.dtype}; expected whole or fractional ones")
     dtype = np.dtype(KEPT.get(array.dtype.name, "float32"))
-    pixels = array[..., None] if array.ndim == 2 else np.moveaxis(array, _channel_axis(array), -1)
+    pixels = _channels_last(array)
     load = partial(_kept, pixels, dtype)
     return Raw(*pixels.shape, dtype, load, index="L" * (labels and pixels.shape[2] == 1))
 
 
-def _channel_axis(array: np.ndarray) -> int:
-    """Return the axis of the channels: that without which the picture is nearest to a square."""
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    """Return an array as (H, W, channels): without these the picture is nearest to a square."""
+    if array.ndim == 2:
+        return array[..., None]
     height_width = {0: array.shape[1:], 2: array.shape[:2]}
     few = [axis for axis in height_width if array.shape[axis] <= MAX_CHANNELS]
-    return min(few or (2,), key=lambda axis: max(height_width[axis]) / min(height_width[axis]))
+    axis = min(few or (2,), key=lambda axis: max(height_width[axis]) / min(height_width[axis]))
+    return np.moveaxis(array, axis, -1)
 
 
 def _kept(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -192,21 +199,21 @@ def _kept(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 # --- TIFF ---
-def raw_tiff(tiff: tifffile.TiffFile, path: Path, labels: bool = False) -> Raw:
+def raw_tiff(tiff: tifffile.TiffFile, labels: bool = False) -> Raw:
     """Return the full-resolution picture of a TIFF, whatever its layout."""
     page, source = _full_resolution(tiff)
     photometric = getattr(page.photometric, "name", "")
-    if photometric in ("SEPARATED", "YCBCR", "CIELAB"):  # Pillow knows how these look
-        return raw_image(Image.open(path, formats=["TIFF"]), labels)
     shape = tuple(n for n in source.shape if n > 1 or len(source.shape) <= 3)
-    shape += (3,) * (photometric == "PALETTE" and not labels)
+    raw = raw_array(np.broadcast_to(np.zeros((), source.dtype), shape), labels)
+    is_index = bool(raw.index) and photometric == "PALETTE"
+    if photometric in {"PALETTE", *COLOURS} and not is_index:
+        raw = replace(raw, channels=3, dtype=np.dtype(np.uint8), index="")
 
     def load() -> np.ndarray:
-        pixels = _as_seen(source.asarray(), page, labels).reshape(shape)
+        pixels = _channels_last(source.asarray().reshape(shape))
         _refuse_missing(pixels, page.tags.valueof(NO_DATA))
-        return raw_array(pixels).load()
+        return _kept(pixels if is_index else _as_seen(pixels, page, labels), raw.dtype)
 
-    raw = raw_array(np.broadcast_to(np.zeros((), source.dtype), shape), labels)
     opacity = ""
     if raw.channels in WITH_ALPHA and len(page.extrasamples) == 1:
         opacity = {1: "scaled", 2: "straight"}.get(int(page.extrasamples[0]), "")
@@ -214,7 +221,7 @@ def raw_tiff(tiff: tifffile.TiffFile, path: Path, labels: bool = False) -> Raw:
         raw,
         load=load,
         opacity=opacity,
-        index="P" if raw.index and photometric == "PALETTE" else raw.index,
+        index="P" if is_index else raw.index,
         orientation=lambda: page.tags.valueof(ExifTags.Base.Orientation, 1),
         tags={
             t.code: (t.code, t.dtype, t.count, t.value, True)
@@ -231,39 +238,51 @@ def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
     channels belong to it.
     """
     pages = [page for page in tiff.pages if not page.subfiletype & REDUCED_OR_MASK]
-    first = pages[0].aspage()
-    if len(pages) == 1:
+    first, series = pages[0].aspage(), tiff.series[0]
+    # Of a stack that lies in one piece, only the first page may be listed.
+    n_pages = max(len(pages), series.size // first.size // len(series.pages))
+    if n_pages == 1:
         return first, first
-    series = tiff.series[0]
     if len(series.pages) != len(pages) or set(series.axes) & set("ZTI") or series.ndim != 3:
-        raise UnusableError(f"a stack of {len(pages)} pictures")
+        raise UnusableError(f"a stack of {n_pages} pictures")
     return first, series
 
 
 def _as_seen(pixels: np.ndarray, page: tifffile.TiffPage, labels: bool) -> np.ndarray:
-    """Turn stored numbers into grey or colour as they are meant; those of classes stay."""
-    if labels:
-        return pixels
+    """Turn stored numbers (H, W, channels) into grey or colour as they are meant.
+
+    Those of classes are not scaled, and colours that name classes not converted.
+    """
     photometric, bits = getattr(page.photometric, "name", ""), page.bitspersample
     if photometric == "PALETTE":
-        return (page.colormap >> 8).astype(np.uint8).T[pixels]
+        # Some write it in 8 bits where 16 are due.
+        colours = page.colormap >> 8 if page.colormap.max() > 255 else page.colormap
+        pixels, bits = colours.astype(np.uint8).T[pixels[..., 0]], 8
     if photometric == "MINISWHITE":
         pixels = ~pixels if pixels.dtype == bool else np.array(2**bits - 1, pixels.dtype) - pixels
-    if 1 < bits < 8:
+    if 1 < bits < 8 and not labels:
         pixels = (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
-    if pixels.dtype == np.uint8 and page.iccprofile and pixels.shape[2:] in ((3,), (4,)):
-        image = Image.fromarray(pixels)
-        image.info["icc_profile"] = page.iccprofile
-        pixels = np.asarray(_in_srgb(image))
-    return pixels
+    mode = {3: "RGB", 4: "RGBA"}.get(pixels.shape[2], "") if page.iccprofile else ""
+    if photometric in COLOURS and not (photometric == "YCBCR" and page.compression in JPEG):
+        mode = COLOURS[photometric]
+        if (pixels.shape[2], bits) != (Image.getmodebands(mode), 8):
+            raise UnusableError(
+                f"{pixels.shape[2]} channels of {bits} bits ({mode}); save it as RGB"
+            )
+    if not mode or pixels.dtype != np.uint8:
+        return pixels
+    image = Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes())
+    image.info["icc_profile"] = None if labels else page.iccprofile
+    return np.asarray(_in_srgb(image, "RGBA" if mode == "RGBA" else "RGB"))
 
 
 def _refuse_missing(pixels: np.ndarray, no_data: str | None) -> None:
     """Refuse numbers that stand for "not measured": they would spoil range and losses."""
-    if pixels.dtype.kind != "f" and pixels.dtype != np.int16:
+    if pixels.dtype in (bool, np.uint8, np.uint16):  # there it is black or white, as a rule
         return
-    missing = np.zeros(pixels.shape, bool)
-    with contextlib.suppress(TypeError, ValueError):  # a text that is no number names none
-        missing |= pixels == np.array(float(no_data), pixels.dtype)
+    missing = np.zeros((), bool)
+    with contextlib.suppress(TypeError, ValueError), np.errstate(over="ignore"):
+        number = float(no_data)  # a text that is no number names none
+        missing = pixels == (pixels.dtype.type(number) if pixels.dtype.kind == "f" else number)
     if missing.any():
         raise UnusableError(f"{missing.mean():.1%} of it is not measured ({no_data})", FILL)

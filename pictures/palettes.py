@@ -95,7 +95,7 @@ def numbered(colours: np.ndarray, palette: Palette) -> np.ndarray:
     return np.array(numbers, np.uint8)[np.argmin(distances, axis=0)]
 
 
-def find_classes(pictures: Iterable[np.ndarray]) -> tuple[Palette, bool]:
+def find_classes(pictures: Iterable[np.ndarray], shades: bool = True) -> tuple[Palette, bool]:
     """Return the colours of the classes in label pictures, and whether there are no others.
 
     Files that lose colours (JPEG) or have soft edges hold colours between those of the classes;
@@ -103,6 +103,7 @@ def find_classes(pictures: Iterable[np.ndarray]) -> tuple[Palette, bool]:
 
     Args:
         pictures: (H, W, 3), uint8; all of them, as a rare class may be in one alone.
+        shades: False where each colour is a class, as those of painted numbers are.
 
     Raises:
         ValueError: There are more than MAX_CLASSES.
@@ -114,10 +115,10 @@ def find_classes(pictures: Iterable[np.ndarray]) -> tuple[Palette, bool]:
         counts.update(dict(zip(codes.tolist(), pixels.tolist(), strict=True)))
     colours = np.array([(c >> 16, c >> 8 & 255, c & 255) for c, _ in counts.most_common()])
     is_exact = len(colours) <= MAX_CLASSES
-    if not is_exact:
+    if shades and not is_exact:
         colours = _apart(colours, np.array([n for _, n in counts.most_common()]))
     if len(colours) > MAX_CLASSES:
-        raise ValueError(f"they have more than {MAX_CLASSES} colours that are no shades of others")
+        raise ValueError(f"they have more than {MAX_CLASSES} classes")
     palette = {f"#{bytes(colour).hex()}": tuple(colour) for colour in colours.tolist()}
     return palette, is_exact
 

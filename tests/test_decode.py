@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,20 @@ def test_exif_turns_the_picture_upright(tmp_path: Path, orientation: int, suffix
     assert read_header(path) == Header(*expected.shape[:2], Kind())
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
+def test_tiff_in_other_colours_is_turned_once(tmp_path: Path, mode: str, orientation: int) -> None:
+    smooth = np.dstack([GREY, GREY, GREY])
+    image = Image.fromarray(smooth)
+    if mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+    path = saved(tmp_path / "1.tif", image.convert(mode), tiffinfo={274: orientation})
+    expected = np.rot90(smooth, {3: 2, 6: -1}[orientation])
+    assert read_header(path) == Header(*expected.shape[:2], Kind())
+    assert np.abs(read_picture(path).astype(int) - expected).max() <= 3
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on the damage
 def test_damaged_exif_is_passed_over(tmp_path: Path) -> None:
     path = saved(tmp_path / "1.jpg", COLOUR, exif=b"Exif\x00\x00broken")
@@ -235,15 +250,17 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "big end first": {"byteorder": ">"},
     "LZW": {"compression": "lzw", "predictor": True},
     "pages": {"photometric": "minisblack"},
+    "pages in one piece": {"photometric": "minisblack", "truncate": True},  # as ImageJ writes
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tiff_of_any_layout_is_read_exactly(tmp_path: Path, layout: str) -> None:
     path, expected = tmp_path / "1.tif", numbers("uint16", 5)
-    stored = expected.transpose(2, 0, 1) if layout in ("planes", "pages") else expected
+    is_first = layout.startswith(("planes", "pages"))
+    stored = expected.transpose(2, 0, 1) if is_first else expected
     options = {"planarconfig": "contig", "photometric": "minisblack"} | LAYOUTS[layout]
-    if layout == "pages":
+    if layout.startswith("pages"):
         del options["planarconfig"]
     tifffile.imwrite(path, stored, **options)
     assert np.array_equal(read_picture(path), expected)
@@ -258,6 +275,19 @@ def test_of_a_tiff_with_overviews_and_masks_the_full_picture_is_read(tmp_path: P
     assert np.array_equal(read_picture(path), expected)
 
 
+def test_an_orthophoto_in_jpeg_with_overviews_is_read(tmp_path: Path) -> None:
+    path, smooth = tmp_path / "1.tif", np.dstack([GREY, GREY, 255 - GREY])
+    form = {"photometric": "rgb", "compression": "jpeg", "tile": (16, 16)}
+    form["compressionargs"] = {"outcolorspace": "ycbcr", "level": 95}
+    place = [(33922, "d", 6, (0, 0, 0, 4e5, 5e6, 0), True)]
+    with tifffile.TiffWriter(path) as file:
+        file.write(smooth, extratags=place, **form)
+        file.write(smooth[::2, ::2].copy(), subfiletype=1, **form)
+    picture = decode.read_picture(path)
+    assert np.abs(picture.pixels.astype(int) - smooth).max() <= 16
+    assert list(picture.tags) == [33922]
+
+
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_png_of_16_bits_a_channel_keeps_them(tmp_path: Path, channels: int) -> None:
     path, expected = tmp_path / "1.png", numbers("uint16", channels)
@@ -265,6 +295,17 @@ def test_png_of_16_bits_a_channel_keeps_them(tmp_path: Path, channels: int) -> N
     write(path, decode.Picture(expected), "PNG")
     drawn = expected[..., : channels - (channels in (2, 4))]
     assert np.array_equal(read_picture(path), drawn)
+
+
+def test_a_transparent_colour_of_16_bits_is_white(tmp_path: Path) -> None:
+    path, expected = tmp_path / "1.png", numbers("uint16", 3)
+    write(path, decode.Picture(expected), "PNG")
+    whole, key = path.read_bytes(), b"tRNS" + expected[0, 0].astype(">u2").tobytes()
+    chunk = struct.pack(">I", 6) + key + struct.pack(">I", zlib.crc32(key))
+    path.write_bytes(whole[:33] + chunk + whole[33:])  # behind the header
+    assert read_header(path).kind == Kind(3, "uint16")
+    expected[0, 0] = 65535
+    assert np.array_equal(read_picture(path), expected)
 
 
 def test_a_fourth_band_is_opacity_only_where_the_file_says_so(tmp_path: Path) -> None:
@@ -287,6 +328,19 @@ def test_palettes_and_numbers_of_classes_are_kept_apart(tmp_path: Path) -> None:
         )
     with pytest.raises(PictureError, match="not those of classes"):
         read_picture(saved(tmp_path / "3.png", DEEP), labels=True)
+    # What shows as white is 255, however a file stores it.
+    path = saved(tmp_path / "4.tif", Image.fromarray(GREY > 99), tiffinfo={262: 0})
+    assert np.array_equal(read_picture(path, labels=True), painted((GREY > 99) * np.uint8(255)))
+    # The noise of JPEG is not that of classes: its greys are colours, of which some are shades.
+    path = saved(tmp_path / "5.jpg", labels)
+    assert read_header(path, Reading(labels=True)).kind == Kind()
+
+
+@pytest.mark.parametrize("scale", [1, 256])
+def test_the_palette_of_a_tiff_may_have_8_bits(tmp_path: Path, scale: int) -> None:
+    path, colours = tmp_path / "1.tif", np.arange(768, dtype=np.uint16).reshape(3, 256) % 251
+    tifffile.imwrite(path, GREY, photometric="palette", colormap=colours * scale)
+    assert np.array_equal(read_picture(path), colours.T[GREY])
 
 
 def test_embedded_profiles_are_converted_to_srgb(tmp_path: Path) -> None:
@@ -298,6 +352,13 @@ def test_embedded_profiles_are_converted_to_srgb(tmp_path: Path) -> None:
     path = saved(tmp_path / "1.png", COLOUR, icc_profile=bytes(profile))
     assert np.abs(read_picture(path).astype(int) - COLOUR[..., ::-1]).max() <= 2
     assert np.array_equal(read_picture(path, labels=True), COLOUR)  # whose colours are names
+    planes = {"planarconfig": "separate", "photometric": "rgb", "iccprofile": bytes(profile)}
+    tifffile.imwrite(tmp_path / "1.tif", COLOUR.transpose(2, 0, 1), **planes)
+    few = Image.fromarray(COLOUR).quantize(16)
+    saved(tmp_path / "3.png", few, icc_profile=bytes(profile))
+    for path, colours in (("1.tif", COLOUR), ("3.png", np.asarray(few.convert("RGB")))):
+        found = read_picture(tmp_path / path).astype(int)
+        assert np.abs(found - colours[..., ::-1]).max() <= 2
     plain = saved(tmp_path / "2.png", COLOUR, icc_profile=srgb)
     assert np.array_equal(read_picture(plain), COLOUR)
 
@@ -316,9 +377,10 @@ def test_missing_numbers_are_refused(tmp_path: Path, suffix: str) -> None:
     assert "fill these in" in caught.value.advice
     if suffix == "tif":  # GDAL says by a tag which number is none
         heights[:8] = -9999
-        tifffile.imwrite(path, heights, extratags=[(42113, 2, 0, "-9999", True)])
-        with pytest.raises(PictureError, match=r"25\.0% of it is not measured \(-9999\)"):
-            read_picture(path)
+        for stored in (heights, heights.astype(np.int32)):
+            tifffile.imwrite(path, stored, extratags=[(42113, 2, 0, "-9999", True)])
+            with pytest.raises(PictureError, match=r"25\.0% of it is not measured \(-9999\)"):
+                read_picture(path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
@@ -326,6 +388,12 @@ def test_animations_are_refused(tmp_path: Path, suffix: str) -> None:
     more = [Image.fromarray(255 - COLOUR), Image.fromarray(COLOUR[::-1].copy())]
     path = saved(tmp_path / f"1.{suffix}", COLOUR, save_all=True, append_images=more)
     assert reason(path).endswith("a stack of 3 pictures")
+
+
+def test_a_stack_in_one_piece_is_refused(tmp_path: Path) -> None:
+    path, options = tmp_path / "1.tif", {"imagej": True, "metadata": {"axes": "ZYX"}}
+    tifffile.imwrite(path, np.stack([DEEP] * 3), truncate=True, **options)
+    assert reason(path) == "a stack of 3 pictures"
 
 
 def test_png_that_tells_its_rotation_too_late_is_refused(tmp_path: Path) -> None:

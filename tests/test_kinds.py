@@ -127,6 +127,12 @@ def test_photos_are_not_taken_for_labels():
         open_data(resolve(Config(dataset="photos", labels="target", **QUICK))[0])
 
 
+def test_more_numbers_than_can_be_classes_are_refused_not_merged():
+    save_pairs(Path("many"), [numbers(*range(100))] * 3)
+    with pytest.raises(ValueError, match="they have more than 64 classes"):
+        open_data(resolve(Config(dataset="many", labels="target", **QUICK))[0])
+
+
 @pytest.mark.parametrize("channels", [1, 3, 7])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 def test_numbers_come_through_cache_and_networks_range_and_back(dtype: str, channels: int):

@@ -28,7 +28,7 @@ from pictures.decode import Picture, PictureError, Reading, decode, read_picture
 from pictures.encode import HOLDS, as_opened, can_hold
 from pictures.jobs import Job, ahead, find_jobs, left_out, save
 from pictures.pairs import SQUARE, cut, resize
-from pictures.palettes import numbered
+from pictures.palettes import numbered, share_unknown
 from pictures.sides import OWN_RANGES, SCALABLE, Kind, Side, misfit, to_kind
 from progress import progress
 from scripts import is_out_of_memory, run_script
@@ -146,6 +146,9 @@ def _as_trained(picture: Picture, side: Side) -> np.ndarray:
         why = f"it has {picture.kind}; the training pictures have {side.describe()}"
     if why:
         raise UnlikeError(why)
+    if side.index and (share := share_unknown(picture.pixels, side.palette)):
+        known = ", ".join(side.palette)
+        raise UnlikeError(f"{share:.1%} of it is of no class that the training had ({known})")
     return to_kind(picture.pixels, side.kind)
 
 

@@ -24,7 +24,7 @@ from pictures.sides import Sides
 from progress import progress
 from scores import Classes, FixedMarks, Measure, Scores, measures_of, score_all
 from scripts import run_script
-from sources import open_pairs, split_of
+from sources import open_pairs, split_of, unknown_classes
 from utils import load_generator, testing
 
 SMALL = 160  # pixels, largest side of each of the three in a small strip
@@ -207,7 +207,8 @@ def _open_part(
     else:
         chosen = getattr(found, split)
     pairs = open_pairs(config, chosen, augment=False, kinds=sides.kinds)
-    print(f"{config.dataset}: {len(pairs)} pairs to score", *pairs.notes, sep="\n")
+    notes = [*pairs.notes, *unknown_classes(pairs, sides)]
+    print(f"{config.dataset}: {len(pairs)} pairs to score", *notes, sep="\n")
     return pairs, split
 
 

@@ -16,7 +16,7 @@ from pictures.folders import check_folder, shortened
 from pictures.halves import check_halves
 from pictures.layouts import Pair, Split, find_pairs
 from pictures.pairs import ROLES, Kinds, Recipe
-from pictures.palettes import Palette, by_numbers, find_classes
+from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
 from recipes import palettes_of
 from towns.draw import N_TRAIN, N_VAL, draw_towns
@@ -226,6 +226,7 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
     sides = sides or find_sides(config, train)
     kinds = [f"{r}s: {s.describe()}" for r, s in zip(ROLES, sides, strict=True) if s != Side()]
     notes = [*notes, *kinds, *train.notes, *val.notes, *_narrow(train, sides)]
+    notes += unknown_classes(val, sides)
     print(*filter(None, [split.describe(config.name, train.sizes), *notes]), sep="\n")
     return Data(train, val, sides, config.batch_size)
 
@@ -295,4 +296,22 @@ def _narrow(train: PairedImages, sides: Sides) -> Iterator[str]:
             yield (
                 f"{role}s fill {low:g} to {high:g} of {side.low:g} to {side.high:g}; give "
                 f"--{role}-range {low:g} {high:g}, or --labels {role} if these are masks"
+            )
+
+
+def unknown_classes(pairs: PairedImages, sides: Sides) -> Iterator[str]:
+    """Yield a line for each side whose label pictures hold classes that the training set has not.
+
+    Args:
+        pairs: Those to score.
+        sides: What the pictures of the training were.
+    """
+    for place, (role, side) in enumerate(zip(ROLES, sides, strict=True)):
+        if not side.is_exact:
+            continue
+        pictures = (pairs.whole(index)[place] for index in range(len(pairs)))
+        if count := sum(share_unknown(picture, side.palette) > 0 for picture in pictures):
+            yield (
+                f"{count} of {len(pairs)} {role}s hold classes that the training pictures have "
+                "not; these are taken for those of the nearest colour"
             )

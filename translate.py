@@ -28,7 +28,7 @@ from pictures.decode import Picture, PictureError, Reading, decode, read_picture
 from pictures.encode import HOLDS, as_opened, can_hold
 from pictures.jobs import Job, ahead, find_jobs, left_out, save
 from pictures.pairs import SQUARE, cut, resize
-from pictures.palettes import numbered
+from pictures.palettes import numbered, share_unknown
 from pictures.sides import OWN_RANGES, SCALABLE, Kind, Side, misfit, to_kind
 from progress import progress
 from scripts import is_out_of_memory, run_script
@@ -133,10 +133,15 @@ def translate_decoded(
         output = output.clip(target.low, target.high).astype(output.dtype)
     if target.index:
         output = numbered(output, target.palette)[..., None]
-    kept = picture.alpha if alpha == "keep" and output.dtype.name in SCALABLE else None
+    kept = picture.alpha if alpha == "keep" and _takes_opacity(target) else None
     if kept is not None:
         kept = to_kind(kept, Kind(1, output.dtype.name)).round().astype(output.dtype)
     return Picture(output, kept, target.index, picture.tags)
+
+
+def _takes_opacity(side: Side) -> bool:
+    """Whether a channel more in pictures of a kind would be read as their opacity."""
+    return side.channels in (1, 3) and side.dtype in SCALABLE and not side.index
 
 
 def _as_trained(picture: Picture, side: Side) -> np.ndarray:
@@ -146,6 +151,9 @@ def _as_trained(picture: Picture, side: Side) -> np.ndarray:
         why = f"it has {picture.kind}; the training pictures have {side.describe()}"
     if why:
         raise UnlikeError(why)
+    if side.index and (share := share_unknown(picture.pixels, side.palette)):
+        known = ", ".join(side.palette)
+        raise UnlikeError(f"{share:.1%} of it is of no class that the training had ({known})")
     return to_kind(picture.pixels, side.kind)
 
 
@@ -289,10 +297,11 @@ def _say_what_was_done(generator: Generator, seen: dict[str, int], alpha: Alpha 
             f"{seen['cut']} pictures are pairs, as in the training: their {half} halves were "
             "translated (--whole translates all of them)"
         )
-    if seen["transparent"] and alpha != "keep":
+    can_keep = _takes_opacity(generator.sides.target)
+    if seen["transparent"] and not (can_keep and alpha == "keep"):
         print(
-            f"{seen['transparent']} pictures are partly transparent and were drawn over white "
-            "(--alpha keep makes the outputs transparent there)"
+            f"{seen['transparent']} pictures are partly transparent and were drawn over white"
+            + " (--alpha keep makes the outputs transparent there)" * can_keep
         )
 
 
@@ -339,7 +348,7 @@ def translate_files(
         generator.config = replace(generator.config, max_pixels=max_pixels)
     suffix = suffix or _usual_suffix(generator.sides.target)
     jobs = _jobs_left(source, output, suffix, samples, skip_existing)
-    _check_formats(jobs, generator.sides.target, alpha)
+    _check_formats(jobs, generator.sides.target)
     options = {"scale": scale, "tile": tile, "precision": precision, "alpha": alpha}
     failed = translate_jobs(generator, jobs, whole=whole, **options)
     print(f"{len(jobs) - len(failed)} pictures translated to {output}")
@@ -367,11 +376,10 @@ def _jobs_left(
 
 
 def _usual_suffix(side: Side) -> str:
-    shown = side.dtype in SCALABLE and side.channels in (1, 3)
-    return ".png" if shown else ".tif"
+    return ".png" if side.index or _takes_opacity(side) else ".tif"
 
 
-def _check_formats(jobs: Sequence[Job], side: Side, alpha: Alpha) -> None:
+def _check_formats(jobs: Sequence[Job], side: Side) -> None:
     """Refuse formats that cannot hold the outputs, and say what JPEG loses."""
     dtype, channels = side.dtype, 1 if side.index else side.channels
     suffixes = {path.suffix for job in jobs for path in job.targets.values()}

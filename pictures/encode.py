@@ -19,8 +19,8 @@ HOLDS: dict[str, tuple[str, set[str], range]] = {
     ".tif": ("TIFF", {*INTEGERS, "int16", "float32"}, range(1, 65)),
     ".tiff": ("TIFF", {*INTEGERS, "int16", "float32"}, range(1, 65)),
     ".npy": ("NPY", {*INTEGERS, "int16", "float32"}, range(1, 65)),
-    ".jpg": ("JPEG", INTEGERS, range(1, 5)),
-    ".jpeg": ("JPEG", INTEGERS, range(1, 5)),
+    ".jpg": ("JPEG", INTEGERS, range(1, 4, 2)),
+    ".jpeg": ("JPEG", INTEGERS, range(1, 4, 2)),
 }
 
 

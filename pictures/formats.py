@@ -170,27 +170,34 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 # --- NumPy ---
-def raw_array(array: np.ndarray, labels: bool = False) -> Raw:
-    """Return an array (H, W), (H, W, channels) or (channels, H, W)."""
+def raw_array(array: np.ndarray, labels: bool = False, axis: int | None = None) -> Raw:
+    """Return an array (H, W), (H, W, channels) or (channels, H, W); ``axis``: of the channels."""
     if array.ndim not in (2, 3) or 0 in array.shape:
         shape = "x".join(map(str, array.shape))
         raise UnusableError(f"an array of {shape}; expected (height, width), or channels as well")
     if array.dtype.kind not in "buif":
         raise UnusableError(f"its numbers are {array.dtype}; expected whole or fractional ones")
     dtype = np.dtype(KEPT.get(array.dtype.name, "float32"))
-    pixels = _channels_last(array)
+    pixels = _channels_last(array, axis)
     load = partial(_kept, pixels, dtype)
     return Raw(*pixels.shape, dtype, load, index="L" * (labels and pixels.shape[2] == 1))
 
 
-def _channels_last(array: np.ndarray) -> np.ndarray:
-    """Return an array as (H, W, channels): without these the picture is nearest to a square."""
+def _channels_last(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """Return an array as (H, W, channels)."""
     if array.ndim == 2:
         return array[..., None]
+    return np.moveaxis(array, _channel_axis(array) if axis is None else axis, -1)
+
+
+def _channel_axis(array: np.ndarray) -> int:
+    """Return the axis of the channels: that without which the picture is nearest to a square."""
     height_width = {0: array.shape[1:], 2: array.shape[:2]}
     few = [axis for axis in height_width if array.shape[axis] <= MAX_CHANNELS]
-    axis = min(few or (2,), key=lambda axis: max(height_width[axis]) / min(height_width[axis]))
-    return np.moveaxis(array, axis, -1)
+    if len(few) == 2 and array.shape[0] == array.shape[2]:
+        shape = "x".join(map(str, array.shape))
+        raise UnusableError(f"an array of {shape}, whose channels may be first or last; use TIFF")
+    return min(few or (2,), key=lambda axis: max(height_width[axis]) / min(height_width[axis]))
 
 
 def _kept(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -204,13 +211,14 @@ def raw_tiff(tiff: tifffile.TiffFile, labels: bool = False) -> Raw:
     page, source = _full_resolution(tiff)
     photometric = getattr(page.photometric, "name", "")
     shape = tuple(n for n in source.shape if n > 1 or len(source.shape) <= 3)
-    raw = raw_array(np.broadcast_to(np.zeros((), source.dtype), shape), labels)
+    axis = 2 if source.axes.endswith("S") else 0  # of the samples of a pixel; or they are pages
+    raw = raw_array(np.broadcast_to(np.zeros((), source.dtype), shape), labels, axis)
     is_index = bool(raw.index) and photometric == "PALETTE"
     if photometric in {"PALETTE", *COLOURS} and not is_index:
         raw = replace(raw, channels=3, dtype=np.dtype(np.uint8), index="")
 
     def load() -> np.ndarray:
-        pixels = _channels_last(source.asarray().reshape(shape))
+        pixels = _channels_last(source.asarray().reshape(shape), axis)
         _refuse_missing(pixels, page.tags.valueof(NO_DATA))
         return _kept(pixels if is_index else _as_seen(pixels, page, labels), raw.dtype)
 

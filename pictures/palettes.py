@@ -110,8 +110,7 @@ def find_classes(pictures: Iterable[np.ndarray], shades: bool = True) -> tuple[P
     """
     counts: Counter[int] = Counter()
     for picture in pictures:
-        red, green, blue = picture.reshape(-1, 3).T.astype(np.int32)
-        codes, pixels = np.unique(red << 16 | green << 8 | blue, return_counts=True)
+        codes, pixels = np.unique(_codes(picture), return_counts=True)
         counts.update(dict(zip(codes.tolist(), pixels.tolist(), strict=True)))
     colours = np.array([(c >> 16, c >> 8 & 255, c & 255) for c, _ in counts.most_common()])
     is_exact = len(colours) <= MAX_CLASSES
@@ -121,6 +120,18 @@ def find_classes(pictures: Iterable[np.ndarray], shades: bool = True) -> tuple[P
         raise ValueError(f"they have more than {MAX_CLASSES} classes")
     palette = {f"#{bytes(colour).hex()}": tuple(colour) for colour in colours.tolist()}
     return palette, is_exact
+
+
+def share_unknown(picture: np.ndarray, palette: Palette) -> float:
+    """Return the share of the pixels of a picture (H, W, 3), uint8, in colours of no class."""
+    known = _codes(np.array(list(palette.values()), np.uint8))
+    return 1 - float(np.isin(_codes(picture), known).mean())
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    """Return colours (..., 3), uint8, as one number each, in a row."""
+    red, green, blue = colours.reshape(-1, 3).T.astype(np.int32)
+    return red << 16 | green << 8 | blue
 
 
 def _apart(colours: np.ndarray, counts: np.ndarray) -> np.ndarray:

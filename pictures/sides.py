@@ -120,7 +120,7 @@ def misfit(found: Kind, wanted: Kind) -> str:
     channels = {found.channels, wanted.channels}
     dtypes = {found.dtype, wanted.dtype}
     alike = len(channels) == 1 or channels == {1, 3}, len(dtypes) == 1 or dtypes == SCALABLE
-    if found.index != wanted.index or not all(alike):
+    if bool(found.index) != bool(wanted.index) or not all(alike):
         return f"it has {found}; expected {wanted}"
     return ""
 

@@ -266,6 +266,19 @@ def test_tiff_of_any_layout_is_read_exactly(tmp_path: Path, layout: str) -> None
     assert np.array_equal(read_picture(path), expected)
 
 
+def test_channels_are_told_from_pixels(tmp_path: Path) -> None:
+    bands = np.random.default_rng(0).integers(0, 999, (20, 60, 50), dtype=np.uint16)
+    for stored, order in ((bands, "contig"), (bands.transpose(2, 0, 1), "separate")):
+        form = {"planarconfig": order, "photometric": "minisblack"}
+        tifffile.imwrite(tmp_path / "1.tif", stored, **form)
+        assert np.array_equal(read_picture(tmp_path / "1.tif"), bands)
+    for stored in (bands[:, :18], bands[:, :18].transpose(2, 0, 1)):
+        np.save(tmp_path / "1.npy", stored)
+        assert np.array_equal(read_picture(tmp_path / "1.npy"), bands[:, :18])
+    np.save(tmp_path / "1.npy", np.zeros((64, 64, 64)))
+    assert reason(tmp_path / "1.npy").startswith("an array of 64x64x64, whose channels may be")
+
+
 def test_of_a_tiff_with_overviews_and_masks_the_full_picture_is_read(tmp_path: Path) -> None:
     path, expected = tmp_path / "1.tif", numbers("float32", 1)
     with tifffile.TiffWriter(path) as file:

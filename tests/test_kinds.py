@@ -127,6 +127,16 @@ def test_photos_are_not_taken_for_labels():
         open_data(resolve(Config(dataset="photos", labels="target", **QUICK))[0])
 
 
+def test_numbers_are_numbers_with_a_palette_or_without_and_unknown_ones_are_told(
+    capsys: pytest.CaptureFixture[str],
+):
+    save_pairs(Path("set/train"), [numbers(1, 2), numbers(1, 2).convert("P"), numbers(2)])
+    save_pairs(Path("set/val"), [numbers(1, 9), numbers(1).convert("P")])
+    data = open_data(resolve(Config(dataset="set", labels="target", **QUICK))[0])
+    assert list(data.sides.target.palette) == ["class 1", "class 2"]
+    assert "1 of 2 targets hold classes that the training" in capsys.readouterr().out
+
+
 def test_more_numbers_than_can_be_classes_are_refused_not_merged():
     save_pairs(Path("many"), [numbers(*range(100))] * 3)
     with pytest.raises(ValueError, match="they have more than 64 classes"):

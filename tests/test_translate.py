@@ -136,6 +136,31 @@ def test_exif_and_alpha():
     assert np.array_equal(pixels(output)[..., :3], pixels(translate(generator, clear)))
 
 
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        (Side(2), (64, 96, 2)),
+        (Side(1, "float32", 0.0, 9.0), (64, 96)),
+        (Side(palette={"class 1": (128, 0, 0)}, index="P"), (64, 96)),
+    ],
+)
+def test_what_cannot_be_transparent_is_told(
+    target: Side, shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+):
+    clear = np.dstack([NOISE, np.full((64, 96), 99, np.uint8)])
+    Image.fromarray(clear).save("clear.png")
+    generator = made(sides=Sides(Side(), target), labels="target" if target.index else None)
+    for alpha in ("white", "keep"):
+        translate_files(generator, "clear.png", Path("out.tif"), alpha=alpha)
+        assert tifffile.imread("out.tif").shape == shape
+        assert "1 pictures are partly transparent and were drawn over white\n" in (
+            capsys.readouterr().out
+        )
+    if target.channels == 2:
+        with pytest.raises(ValueError, match=r"\.jpg does not hold the outputs, 2 channels"):
+            translate_files(generator, "clear.png", Path("out.jpg"))
+
+
 def test_16_bits_come_out_where_targets_had_them():
     sides = Sides(*[Side(1, "uint16", 0, 65535)] * 2)
     generator = load_generator(made(sides=sides, precision="bf16"))
@@ -187,6 +212,10 @@ def test_classes_come_out_by_their_numbers():
     output = translate(load_generator(made(sides=sides, labels="target")), Image.fromarray(NOISE))
     assert (output.mode, output.size) == ("P", (96, 64))
     assert set(np.unique(pixels(output))) <= {3, 7, 200}
+    given = load_generator(made(sides=Sides(sides.target, Side()), labels="input"))
+    translate(given, np.full((64, 96), 200))
+    with pytest.raises(ValueError, match=r"100\.0% of it is of no class .* \(class 3, class 7"):
+        translate(given, np.full((64, 96), 4))
     sides = Sides(Side(), replace(sides.target, index="L"))
     output = translate(load_generator(made(sides=sides, labels="target")), Image.fromarray(NOISE))
     assert output.mode == "L"

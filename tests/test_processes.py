@@ -121,7 +121,6 @@ def test_two_processes_make_the_run_of_one(config: Config):
 
 
 def test_a_run_goes_on_with_any_number_of_processes(config: Config):
-    config = replace(config, num_workers=1)
     train(replace(config, name="one"))
     for count, after in ((2, 3), (3, 4), (1, 99)):  # of 12 steps
         codes = run(config, count, {count - 1: partial(signal_after, after, signal.SIGTERM)})
@@ -169,7 +168,7 @@ def test_a_signal_to_one_leaves_one_message_and_a_checkpoint(config: Config):
 def test_a_killed_process_ends_all_and_costs_what_came_after_the_checkpoint(
     config: Config, victim: int
 ):
-    config = replace(config, checkpoint_minutes=0, num_workers=1)
+    config = replace(config, checkpoint_minutes=0)
     train(replace(config, name="one"))
     started = start(replace(config, n_epochs=500), 2)
     ends = time.monotonic() + 60
@@ -281,7 +280,8 @@ def test_torchrun_starts_a_killed_run_again(config: Config):
     train(replace(config, name="one"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", "--max-restarts", "1", str(ROOT / "train.py")]
-    command += flags(dataset="towns", name="a", batch_size=6, labels="none", checkpoint_minutes=0)
+    command += flags(dataset="towns", name="a", batch_size=6, labels="none", num_workers=1)
+    command += ["--checkpoint-minutes", "0"]
     with open("run.txt", "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
         while not Path("checkpoints/a/generator.pt").exists() and process.poll() is None:

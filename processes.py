@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -196,10 +197,10 @@ class Processes:
         """End this process; the first that is still there says why."""
         if self.rank != min({*range(self.count)} - {*missing}):
             sys.exit(2)
-        named = " and ".join(f"rank {rank}" for rank in missing) or "Another process"
+        named = ", ".join(map(str, missing)) or "unknown"
         raise LostProcessError(
-            f"{named} of {self.count} processes {what}; its own output, or torchrun's, may say "
-            "why. The run is as its last checkpoint has it: give the same command to go on."
+            f"Of {self.count} processes, rank {named} {what}; its own output, or torchrun's, may "
+            "say why. The run is as its last checkpoint has it: give the same command to go on."
         ) from error
 
 
@@ -300,10 +301,41 @@ def _start() -> Processes:
             f"The processes did not find each other at {place} within {START_S} s ({error}); start "
             "all of them with the same address, that of the first, which the others can reach."
         ) from error
-    processes = Processes(rank, count, int(os.environ.get("LOCAL_RANK", 0)), store)
-    if missing := processes.roll_call("start", START_S):
-        processes.lose(missing, f"did not start within {START_S} s")
+    store = _fresh_part(store, rank, count)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     silent = timedelta(seconds=SILENT_S)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=silent)
-    return processes
+    return Processes(rank, count, int(os.environ.get("LOCAL_RANK", 0)), store)
+
+
+def _fresh_part(store: dist.Store, rank: int, count: int) -> dist.Store:
+    """Return a part of ``store`` without what an earlier start has left there.
+
+    torchrun keeps one store over its restarts. So each process takes a new name, and the first
+    collects them until each says that its own is among them.
+
+    Raises:
+        LostProcessError: Some did not start in time; the message says which.
+    """
+
+    def read(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    name, ranks = uuid.uuid4().hex, range(count)
+    store.set(f"name/{rank}", name)
+    ends = time.monotonic() + START_S
+    missing = [0]
+    while time.monotonic() < ends:
+        if rank == 0:
+            names = " ".join(read(f"name/{other}") for other in ranks)
+            store.set("names", names)
+            missing = [other for other in ranks[1:] if read(f"seen/{other}") != names]
+            if not missing:
+                store.set("all", names)
+        elif name in (names := read("names")):
+            store.set(f"seen/{rank}", names)
+            missing = []  # but for those that the first will name
+        if name in (names := read("all")):
+            return dist.PrefixStore(names.split()[0], store)
+        time.sleep(POLL_S)
+    Processes(rank, count).lose(missing, f"did not start within {START_S} s")

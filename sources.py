@@ -74,6 +74,7 @@ def split_of(config: Config) -> Split:
 def recipe_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Recipe:
     """Return how the pairs of a resolved ``config`` become samples."""
     settled = {"augment": augment, "kinds": kinds, "found_labels": _unknown_labels(config)}
+    settled["ranged"] = tuple(role for role in ROLES if getattr(config, f"{role}_range"))
     names = [field.name for field in fields(Recipe) if field.name not in settled]
     return Recipe(**{name: getattr(config, name) for name in names}, **settled)
 

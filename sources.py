@@ -74,6 +74,7 @@ def split_of(config: Config) -> Split:
 def recipe_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Recipe:
     """Return how the pairs of a resolved ``config`` become samples."""
     settled = {"augment": augment, "kinds": kinds, "found_labels": _unknown_labels(config)}
+    settled["ranged"] = tuple(role for role in ROLES if getattr(config, f"{role}_range"))
     names = [field.name for field in fields(Recipe) if field.name not in settled]
     return Recipe(**{name: getattr(config, name) for name in names}, **settled)
 
@@ -225,7 +226,7 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
         )
     sides = sides or find_sides(config, train)
     kinds = [f"{r}s: {s.describe()}" for r, s in zip(ROLES, sides, strict=True) if s != Side()]
-    notes = [*notes, *kinds, *train.notes, *val.notes, *_narrow(train, sides)]
+    notes = [*notes, *kinds, *train.notes, *val.notes, *_unlike_range(train, sides)]
     notes += unknown_classes(val, sides)
     print(*filter(None, [split.describe(config.name, train.sizes), *notes]), sep="\n")
     return Data(train, val, sides, config.batch_size)
@@ -286,16 +287,21 @@ def _spread(train: PairedImages, place: int) -> list[np.ndarray]:
     return [train.whole(index)[place] for index in range(0, len(train), step)]
 
 
-def _narrow(train: PairedImages, sides: Sides) -> Iterator[str]:
-    """Yield a line for each side whose pictures use a small part of their range."""
+def _unlike_range(train: PairedImages, sides: Sides) -> Iterator[str]:
+    """Yield a line for each side whose pictures use a small part of their range, or leave it."""
     for place, (role, side) in enumerate(zip(ROLES, sides, strict=True)):
-        if side.palette or side.dtype not in SCALABLE:
+        if side.palette:
             continue
         low, high = shares(_spread(train, place), 0, 1)
-        if high - low < NARROW * (side.high - side.low):
+        width, typed = side.high - side.low, f"--{role}-range {low:g} {high:g}"
+        if side.dtype in SCALABLE and high - low < NARROW * width:
+            labels = f", or --labels {role} if these are masks" * (side.channels in (1, 3))
+            fill = f"{role}s fill {low:g} to {high:g} of {side.low:g} to {side.high:g}"
+            yield f"{fill}; give {typed}{labels}"
+        elif max(high - side.high, side.low - low) > width:
             yield (
-                f"{role}s fill {low:g} to {high:g} of {side.low:g} to {side.high:g}; give "
-                f"--{role}-range {low:g} {high:g}, or --labels {role} if these are masks"
+                f"{role}s go from {low:g} to {high:g}, far beyond {side.low:g} to {side.high:g}, "
+                f"where they are cut off; {typed} keeps all"
             )
 
 

@@ -211,7 +211,8 @@ def raw_tiff(tiff: tifffile.TiffFile, labels: bool = False) -> Raw:
     page, source = _full_resolution(tiff)
     photometric = getattr(page.photometric, "name", "")
     shape = tuple(n for n in source.shape if n > 1 or len(source.shape) <= 3)
-    axis = 2 if source.axes.endswith("S") else 0  # of the samples of a pixel; or they are pages
+    # Pages of arrays that were saved as they are may be rows as well as channels.
+    axis = {"YXS": 2, "SYX": 0}.get(source.axes)
     raw = raw_array(np.broadcast_to(np.zeros((), source.dtype), shape), labels, axis)
     is_index = bool(raw.index) and photometric == "PALETTE"
     if photometric in {"PALETTE", *COLOURS} and not is_index:

@@ -38,7 +38,7 @@ Kinds = tuple[Kind, Kind]  # of inputs and targets
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pairs become samples: each field but the last two as the setting of that name says."""
+    """How pairs become samples: each field but the last four as the setting of that name says."""
 
     load_size: int
     crop_size: int
@@ -57,6 +57,8 @@ class Recipe:
     cache_limit_gb: float
     found_labels: str = "none"
     """The side whose pictures are labels of classes yet to be found: input, target, or both."""
+    ranged: tuple[str, ...] = ()
+    """The sides whose range was typed, in the numbers of their files."""
     augment: bool = False
     """True to train on the pairs, False to validate on them."""
     kinds: Kinds | None = None
@@ -149,6 +151,8 @@ def check_kinds(pair: Pair, header: PairHeader, kinds: Kinds, recipe: Recipe) ->
         why = misfit(found, wanted)
         if (found.dtype, wanted.dtype) == ("uint16", "uint8"):
             why = f"it has {found}; the training pictures have {wanted}"
+        elif found.dtype != wanted.dtype and role in recipe.ranged:
+            why = f"it has {found}; {role}_range is in numbers of {wanted.dtype}"
         if why:
             reasons[pair.files[recipe.roles.index(role) % len(pair.files)]] = why
     if reasons:

@@ -118,6 +118,18 @@ def test_masks_that_fill_little_of_their_range_are_noticed(capsys: pytest.Captur
     assert data.sides.target.index == "L"
 
 
+def test_a_range_that_cuts_off_much_is_noticed(capsys: pytest.CaptureFixture[str]):
+    save_pairs(Path("masks"), [numbers(0, 1)] * 3)
+    for number in range(3):
+        sparse = np.zeros((40, 40), np.float32)
+        sparse[5:15, 5] = 99
+        tifffile.imwrite(f"masks/B/{number}.png", sparse)
+    open_data(resolve(Config(dataset="masks", target_range=(0, 2), **QUICK))[0])
+    assert "far beyond 0 to 2, where they are cut off; --target-range 0 " in capsys.readouterr().out
+    open_data(resolve(Config(dataset="masks", target_range=(0, 99), **QUICK))[0])
+    assert "cut off" not in capsys.readouterr().out
+
+
 def test_photos_are_not_taken_for_labels():
     photo = Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8))
     save_pairs(Path("photos"), [photo] * 3)

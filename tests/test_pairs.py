@@ -205,6 +205,10 @@ def test_one_side_of_8_and_16_bits_becomes_16(tmp_path: Path) -> None:
     assert kinds == (Kind(1, "uint16"), Kind(1, "uint16"))
     read = pairs.read_pair(each[1], recipe(), kinds)[0]
     assert np.array_equal(read[..., 0], flat.astype(np.uint16) * 257)
+    ranged = recipe(ranged=("target",))  # 0 to 4095, say, which 257 times the bytes are not
+    check_kinds(each[0], check_pair(each[0], ranged), kinds, ranged)
+    with pytest.raises(PictureError, match="target_range is in numbers of uint16"):
+        check_kinds(each[1], check_pair(each[1], ranged), kinds, ranged)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_every_data_setting_reaches_the_samples(towns: Path):
     assert {name: getattr(recipe, name) for name in shared} == {
         name: getattr(config, name) for name in shared
     }
-    assert set(asdict(recipe)) - shared == {"augment", "found_labels", "kinds"}
+    assert set(asdict(recipe)) - shared == {"augment", "found_labels", "kinds", "ranged"}
     assert (recipe.size, recipe_of(config, augment=False).size) == (config.load_size, 32)
 
 

@@ -1,7 +1,5 @@
 """Compare runs that ``evaluate.py`` has scored: ``python compare.py RUN RUN ...``."""
 
-import base64
-import io
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ from PIL import Image
 
 from disk import whole_file
 from page import Shown, Table, read_scores, render, write_page
-from pictures.sheet import contact_sheet
+from pictures.sheet import contact_sheet, data_address
 from scripts import run_script
 
 RESAMPLES = 10_000
@@ -84,17 +82,11 @@ def sheet_of(strips: Mapping[str, Strips]) -> Image.Image:
 
 def blind_page(strips: Mapping[str, Strips]) -> str:
     """Return a page that shows outputs of two runs without their names and counts the choices."""
-
-    def address(picture: Image.Image) -> str:
-        file = io.BytesIO()
-        picture.save(file, format="PNG")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
     pairs = itertools.cycle(itertools.combinations(strips, 2))
     rounds = []
     for number, (x, _, _) in enumerate(next(iter(strips.values()))):
-        two = [[address(strips[run][number][1]), run] for run in next(pairs)]
-        rounds.append([address(x), *two])
+        two = [[data_address(strips[run][number][1]), run] for run in next(pairs)]
+        rounds.append([data_address(x), *two])
     return render("blind.html", rounds=rounds)
 
 

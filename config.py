@@ -64,7 +64,7 @@ OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 
 MAX_CROP = 1024  # pixels
 PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "a", "b")
-PATHS += ("cache_dir", "init_from")
+PATHS += ("cache_dir", "init_from", "teacher")
 
 
 class Rule(NamedTuple):
@@ -236,6 +236,10 @@ class Config:
     """Use the mean of the generator over its last steps, some 1 / (1 - ema_decay); 0: the last."""
     init_from: str = ""
     """File to start a new run from (fine-tuning): generator.pt, latest.pt, latest_net_G.pth."""
+    teacher: str = ""
+    """Checkpoint of a run whose generator teaches this one, which can be narrower (--ngf 16)."""
+    lambda_maps: Annotated[float, number(0)] = 10.0
+    """Weight of what the teacher's decoder finds, to be found in this generator's too."""
     seed: Annotated[int, SEED] = 0
     """Seed of weights, order, augmentation and dropout."""
 
@@ -377,6 +381,11 @@ def _check_parts(config: Config) -> None:
         raise ValueError(
             "norm is batch, whose statistics are those of all pictures computed at once, and are "
             "counted at each computation; leave norm at instance, or accumulate and recompute out."
+        )
+    if config.teacher and (config.accumulate > 1 or config.recompute):
+        raise ValueError(
+            "a teacher compares the inner maps of a whole batch, which accumulate and recompute do "
+            "not keep; leave those out."
         )
 
 

@@ -1,66 +1,97 @@
-"""Write a generator as ONNX: ``python export.py checkpoints/NAME/generator.pt OUTPUT.onnx``."""
+"""Write a generator as ONNX, or as a page to draw on that runs it in a browser.
+
+python export.py checkpoints/NAME/generator.pt OUTPUT.onnx
+python export.py checkpoints/NAME/generator.pt FOLDER
+"""
 
 import copy
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
+from dataset import normalise, validation_loader
 from disk import make_folder, whole_file
+from drawing_page import write_page
 from generator import Generator, norm_layer
 from scripts import run_script
+from sources import open_pairs, split_of
 from utils import load_generator
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4  # on [-1, 1]; 8 bits tell 0.008 apart
+Precision = Literal["fp32", "fp16", "int8"]
+# On [-1, 1], where 8 bits tell 0.008 apart: at most in fp32, in the mean in the others.
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.1}
+N_PICTURES = 16  # from which the ranges of values in int8 are learned, and on which it is checked
 
 
 def export(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
+    precision: Precision | None = None,
 ) -> None:
-    """Write a trained generator as ONNX, for use without PyTorch.
+    """Write a trained generator as ONNX, or as a page that runs it, for use without PyTorch.
 
     The graph takes ``input``, float32 (N, channels, H, W) in [-1, 1], H and W multiples of
     2^depth, and gives ``output``, likewise; its metadata say which range of the files' numbers
-    that is. Each picture is translated as
-    if it were alone, without dropout. The file gets its name once onnxruntime has computed with
-    it what PyTorch does.
+    that is. Each picture is translated as if it were alone, without dropout. The file gets its
+    name once onnxruntime has computed with it what PyTorch does.
+
+    The page is for drawing, or giving a picture, and watching the output. It needs no server and
+    no network: open the index.html in its folder.
 
     Args:
         checkpoint: generator.pt or latest.pt of a run, or latest_net_G.pth of the authors' port.
-        output: File to write, NAME.onnx (over 2 GB, NAME.onnx.data beside it holds the weights).
+        output: File to write, NAME.onnx (over 2 GB, NAME.onnx.data beside it holds the weights),
+            or folder of the page.
+        precision: fp32 (default of a file), fp16 (of a page; half as large), or int8 (a quarter;
+            it needs the pairs of the training, to see how large the values become).
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ValueError(
             f"The export needs {', '.join(missing)}; pip install -r requirements-export.txt"
         )
     output = Path(output)
-    if output.suffix != ".onnx":
-        raise ValueError(f"{output} does not end in .onnx; name the file to write NAME.onnx.")
+    is_page = not output.suffix
+    if not is_page and output.suffix != ".onnx":
+        raise ValueError(
+            f"{output} does not end in .onnx; name the file to write NAME.onnx, or a folder for "
+            "a page to draw on."
+        )
+    precision = precision or ("fp16" if is_page else "fp32")
     generator = load_generator(checkpoint, device="cpu")
     generator.dropout_at_test = False
     generator.eval()
     make_folder(output.parent)
     # A folder on the same disk, as the graph holds the name of the file with its weights.
-    own_folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
-    with whole_file(output) as place, own_folder as folder:
-        draft = Path(folder, output.name)
-        convert(generator).save(draft)
-        difference = check(draft, generator)
-        size = sum(file.stat().st_size for file in draft.parent.iterdir())
-        if (data := Path(f"{draft}.data")).exists():  # before the graph that needs it
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+        graph = Path(folder, output.with_suffix(".onnx").name)
+        convert(generator).save(graph)
+        difference = reduce(graph, generator, precision)
+        if is_page:
+            size = write_page(graph, generator, output, precision)
+        else:
+            size = publish(graph, output)
+    print(f"{output}: {size:.1f} MB, {difference}")
+
+
+def publish(graph: Path, output: Path) -> float:
+    """Move a graph, alone in its folder but for its weights, to ``output``; return its MB."""
+    size = sum(file.stat().st_size for file in graph.parent.iterdir())
+    with whole_file(output) as place:
+        if (data := Path(f"{graph}.data")).exists():  # before the graph that needs it
             with whole_file(output.with_name(data.name)) as data_place:
                 data.replace(data_place)
-        draft.replace(place)
-    print(f"{output}: {size / 1e6:.1f} MB, equal to PyTorch to {difference:.1g}")
+        graph.replace(place)
+    return size / 1e6
 
 
 def convert(generator: Generator) -> ONNXProgram:
@@ -106,35 +137,102 @@ def for_single_pictures(generator: Generator) -> Generator:
     return generator
 
 
-def check(path: Path, generator: Generator) -> float:
-    """Hold a graph in onnxruntime against the generator, which takes one picture at a time.
+def reduce(graph: Path, generator: Generator, precision: Precision) -> str:
+    """Rewrite a float32 graph in another precision, and hold it against the generator.
 
     Returns:
-        The largest difference of a value in [-1, 1], over random pictures of two sizes.
+        How far its outputs are from the generator's, in words.
 
     Raises:
-        ValueError: It is above TOLERANCE.
+        ValueError: Farther than TOLERANCE.
+    """
+    if precision == "int8":
+        to_int8(graph, inputs_of(generator, "train"))
+        pictures = list(inputs_of(generator, "val"))
+    else:
+        if precision == "fp16":
+            to_float16(graph)
+        pictures = random_inputs(generator)
+    differences = compare(graph, generator, pictures)
+    most, mean = differences.max().item(), differences.mean().item()  # NaN, if one is
+    found = most if precision == "fp32" else mean
+    if not found <= TOLERANCE[precision]:
+        raise ValueError(
+            f"{graph.name} was not written: onnxruntime's outputs differ from PyTorch's by up to "
+            f"{most:.1g}, in the mean by {mean:.1g}, too much for {precision}; try other versions "
+            "of " + ", ".join(("torch", *PACKAGES))
+        )
+    if precision == "fp32":
+        return f"equal to PyTorch to {most:.1g}"
+    return (
+        f"in {precision}, which changes the outputs by {mean * 127.5:.2g} of 255 levels in the "
+        f"mean, {most * 127.5:.2g} at most"
+    )
+
+
+def to_float16(graph: Path) -> None:
+    """Rewrite a graph to compute in float16; inputs and outputs remain float32."""
+    import onnx  # not a requirement of this project, see requirements-export.txt
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(graph), keep_io_types=True), graph)
+
+
+def to_int8(graph: Path, inputs: Iterator[Tensor]) -> None:
+    """Rewrite a graph to convolve in int8, scaled by the values that ``inputs`` lead to."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, object] | None:
+            x = next(inputs, None)
+            return None if x is None else {"input": x.numpy()}
+
+    # The norms between them and the sums need the range of floats.
+    kinds = ["Conv", "ConvTranspose"]
+    options = {"op_types_to_quantize": kinds, "per_channel": True, "quant_format": QuantFormat.QDQ}
+    quantize_static(graph, graph, Reader(), **options)
+
+
+def inputs_of(generator: Generator, part: Literal["train", "val"]) -> Iterator[Tensor]:
+    """Yield a few inputs of the pairs that a generator was trained on, (1, channels, H, W).
+
+    Raises:
+        ValueError, OSError: They are not here.
+    """
+    config, sides = generator.config, generator.sides
+    chosen = getattr(split_of(config), part)[:N_PICTURES]
+    pairs = open_pairs(config, chosen, augment=False, kinds=sides.kinds)
+    for batch in validation_loader(pairs):
+        yield normalise(batch, sides)[0]
+
+
+def random_inputs(generator: Generator) -> list[Tensor]:
+    """Return noise of two sizes, one and two pictures."""
+    side = 2 ** len(generator.encoder)
+    random = torch.Generator().manual_seed(0)
+    sizes = ((1, side), (2, 2 * side))
+    channels = generator.sides.input.channels
+    return [torch.rand(n, channels, side, w, generator=random) * 2 - 1 for n, w in sizes]
+
+
+def compare(graph: Path, generator: Generator, pictures: Sequence[Tensor]) -> Tensor:
+    """Return the differences of all output values between onnxruntime and the generator.
+
+    Args:
+        graph: ONNX file.
+        generator: It takes one picture at a time.
+        pictures: Inputs, (N, channels, H, W) in [-1, 1] each.
     """
     import onnxruntime  # not a requirement of this project, see requirements-export.txt
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    side = 2 ** len(generator.encoder)
-    random = torch.Generator().manual_seed(0)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     differences = []
-    for count, width in ((1, side), (2, 2 * side)):
-        x = torch.rand(count, generator.sides.input.channels, side, width, generator=random) * 2 - 1
+    for x in pictures:
         (found,) = session.run(["output"], {"input": x.numpy()})
         with torch.inference_mode():
             expected = torch.cat([generator(picture) for picture in x.split(1)])
-        differences.append((torch.from_numpy(found) - expected).abs().max())
-    difference = torch.stack(differences).max().item()  # NaN, if either is
-    if not difference <= TOLERANCE:
-        raise ValueError(
-            f"{path.name} was not written: onnxruntime's outputs differ from PyTorch's by up to "
-            f"{difference:.1g}, and {TOLERANCE:g} was expected at most; try other versions of "
-            + ", ".join(("torch", *PACKAGES))
-        )
-    return difference
+        differences.append((torch.from_numpy(found) - expected).abs().flatten())
+    return torch.cat(differences)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from report import Report
 from saving import Checkpoints, Saved
 from scripts import StopRequest, freeing_frames, run_script
 from sources import Data, open_data
+from teacher import Teacher
 from utils import build_generator
 
 Losses = dict[str, Tensor]  # by name: scalars on the device
@@ -85,6 +86,8 @@ def weights(config: Config) -> dict[str, float]:
         "loss_features": config.lambda_features,
         "loss_classes": config.lambda_classes,
         "loss_perceptual": config.lambda_perceptual,
+        "loss_taught": config.lambda_classes if config.is_label("target") else config.lambda_l1,
+        "loss_maps": config.lambda_maps,
     }
 
 
@@ -100,6 +103,8 @@ class TrainingState(Saved):
     scaler: torch.amp.GradScaler
     average: Generator | None = None
     """The generator's mean over its last steps, where ema_decay asks for one."""
+    teacher: Teacher | None = None
+    """Where the settings name one."""
     totals: Losses = field(default_factory=dict)
     """Sums of the losses over the steps of this epoch."""
     epoch: int = 0
@@ -130,6 +135,8 @@ def new_state(config: Config, sides: Sides, machine: Machine) -> TrainingState:
     ).to(machine.device)
     generator.recompute = config.recompute
     average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None
+    teacher = Teacher(config.teacher, generator).to(machine.device) if config.teacher else None
+    learning = [*generator.parameters(), *(teacher.translators.parameters() if teacher else ())]
     if config.compile:
         machine.compile(generator, "forward")
         machine.compile(discriminator, "features")
@@ -138,10 +145,11 @@ def new_state(config: Config, sides: Sides, machine: Machine) -> TrainingState:
     return TrainingState(
         generator,
         discriminator,
-        torch.optim.Adam(generator.parameters(), **adam),
+        torch.optim.Adam(learning, **adam),
         torch.optim.Adam(discriminator.parameters(), **adam),
         machine.new_scaler(),
         average,
+        teacher,
     )
 
 
@@ -179,22 +187,24 @@ def lesson(
         # Of many parts only one's inner maps can be kept, so they are computed again to learn.
         fake = generator(x) if config.accumulate == 1 else checkpoint(generator, x)
 
-    x = generator.as_seen(x)
+    seen = generator.as_seen(x)
     real_picture, fake_picture = generator.as_picture(y), generator.as_picture(fake)
     with machine.autocast:
-        real_maps = discriminator.features(x, real_picture)
-        fake_maps = discriminator.features(x, fake_picture.detach())
+        real_maps = discriminator.features(seen, real_picture)
+        fake_maps = discriminator.features(seen, fake_picture.detach())
         real_logits, fake_logits = real_maps[-1], fake_maps[-1]
         loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
     d_real, d_fake = (probability(z, config.gan_mode) for z in (real_logits, fake_logits))
     yield loss_d, {"loss_d": loss_d, "d_real": d_real, "d_fake": d_fake}
 
     with machine.autocast:
-        fake_maps = discriminator.features(x, fake_picture)
+        fake_maps = discriminator.features(seen, fake_picture)
         terms = {"loss_g_gan": adversarial_loss(fake_maps[-1], True, config.gan_mode)}
         terms |= target_loss(fake, y, config)
         if config.lambda_features:
             terms["loss_features"] = feature_loss(real_maps, fake_maps)
+        if state.teacher is not None:
+            terms |= state.teacher(x, fake)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
     yield loss_g, terms
 
@@ -216,7 +226,10 @@ def plain_lesson(
 ) -> Iterator[Loss]:
     """Yield the loss of the generator."""
     with machine.autocast:
-        terms = target_loss(state.generator(x), state.generator.as_target(y), config)
+        fake = state.generator(x)
+        terms = target_loss(fake, state.generator.as_target(y), config)
+        if state.teacher is not None:
+            terms |= state.teacher(x, fake)
         loss_g = sum(weights(config)[name] * loss for name, loss in terms.items())
     yield loss_g, terms
 

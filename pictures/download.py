@@ -53,14 +53,22 @@ def fetch(name: str, *, mirror: str, data_dir: Path = Path("data")) -> Path:
         if target.exists() or target.is_symlink():
             raise ValueError(f"{target} is in the way and no folder; move it elsewhere")
         data_dir.mkdir(parents=True, exist_ok=True)
-        with _archive(address, data_dir) as archive, whole_folder(target) as folder:
+        with opened(address, data_dir) as archive, whole_folder(target) as folder:
             _unpack(archive, folder, name)
     return target
 
 
 @contextlib.contextmanager
-def _archive(address: str, folder: Path) -> Iterator[BinaryIO]:
-    """Open the archive at ``address``, which comes from a server into a nameless file first."""
+def opened(address: str, folder: Path) -> Iterator[BinaryIO]:
+    """Open the file at ``address``; from a server it comes into a nameless file first.
+
+    Args:
+        address: http(s), or a local file.
+        folder: Where the nameless file may lie.
+
+    Raises:
+        ValueError, OSError, HTTPException: It cannot be had; ``reason`` says why in a few words.
+    """
     if not address.lower().startswith(("http://", "https://")):
         with open(os.path.expanduser(address), "rb") as file:
             yield file
@@ -142,10 +150,11 @@ def _explained(address: str, target: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{failed} it was interrupted. {advice}") from None
     except (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, HTTPException) as error:
-        raise DownloadError(f"{failed} {_reason(error)}. {advice}") from error
+        raise DownloadError(f"{failed} {reason(error)}. {advice}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Say in a few words why a file could not be fetched or unpacked."""
     cause = getattr(error, "reason", error)  # urllib wraps what happens while connecting
     if isinstance(cause, TimeoutError):
         return f"the server sent nothing for {TIMEOUT_S} seconds"

@@ -1,10 +1,19 @@
-"""Pictures in columns under their titles."""
+"""Pictures to look at: in columns under their titles, or inside a page."""
 
+import base64
+import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 GAP, HEAD = 6, 26  # pixels between pictures, and above them
+
+
+def data_address(picture: Image.Image) -> str:
+    """Return an address that is the picture itself, for pages without other files."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:

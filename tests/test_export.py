@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -113,6 +114,30 @@ def test_a_wrong_graph_does_not_get_the_name(monkeypatch: pytest.MonkeyPatch):
         export.export(checkpoint(norm="batch"), Path("a.onnx"))
     assert Path("a.onnx").read_text() == "as it was"
     assert {file.name for file in Path().iterdir()} == {"a.onnx", "generator.pt"}
+
+
+@pytest.mark.parametrize(("precision", "size"), [("fp16", 0.6), ("int8", 0.4)])
+def test_smaller_graphs_say_what_it_costs(
+    precision: str, size: float, towns: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = checkpoint(dataset=str(towns), ngf=32)
+    export.export(path, Path("whole.onnx"))
+    export.export(path, Path("less.onnx"), precision)
+    assert Path("less.onnx").stat().st_size < size * Path("whole.onnx").stat().st_size
+    told = re.search(
+        rf"in {precision}, which .* by ([\d.]+) of 255 .*, ([\d.]+) at most",
+        capsys.readouterr().out,
+    )
+    mean, most = map(float, told.groups())
+    assert 0 < mean < most
+
+    generator = load_generator(path, device="cpu")
+    x = torch.cat(list(export.inputs_of(generator, "val")))
+    difference = (onnx_outputs(Path("less.onnx"), x) - onnx_outputs(Path("whole.onnx"), x)).abs()
+    assert 0 < 127.5 * difference.mean() < 4
+    model = onnx.load("less.onnx")
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert "size_multiple" in {prop.key for prop in model.metadata_props}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ LAYERS = [
     {"recipes"},
     {"dataset", "authors"},
     {"sources", "utils"},
-    {"scores", "finetune"},
+    {"scores", "finetune", "teacher", "drawing_page"},
     {"features"},
     {"saving", "evaluate", "translate", "export", "compare"},
     {"report"},

@@ -1,0 +1,127 @@
+"""The page on which a generator runs in a browser: its files, and the runtime they need."""
+
+import base64
+import gzip
+import hashlib
+import json
+import tarfile
+from dataclasses import replace
+from http.client import HTTPException
+from pathlib import Path
+
+from PIL import Image
+
+from config import MAX_CROP
+from dataset import normalise, to_image, validation_loader
+from disk import make_folder, whole_file
+from generator import Generator
+from pictures.download import DownloadError, opened, reason
+from pictures.sheet import data_address
+from sources import open_pairs, split_of
+
+PAGE = Path(__file__).with_name("pages") / "draw"
+N_STARTS = 8  # validation inputs to start a drawing from
+
+# onnxruntime-web as npm publishes it: of its builds, the one that knows WebGPU and plain CPUs.
+VERSION = "1.30.0"
+ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+PARTS = {
+    "library": "ort.webgpu.min.js",
+    "module": "ort-wasm-simd-threaded.asyncify.mjs",
+    "wasm": "ort-wasm-simd-threaded.asyncify.wasm",
+}
+
+
+def fetch_runtime(folder: Path = Path("data")) -> Path:
+    """Return the archive of onnxruntime-web, fetched into ``folder`` unless it is there.
+
+    Raises:
+        DownloadError: It could not be fetched; the message says how to do it by hand.
+        ValueError: What is there is not that archive.
+    """
+    archive = folder / ADDRESS.rpartition("/")[2]
+    if not archive.exists():
+        make_folder(folder)
+        try:
+            with opened(ADDRESS, folder) as file, whole_file(archive) as draft:
+                draft.write_bytes(file.read())
+        except (OSError, ValueError, HTTPException) as error:
+            raise DownloadError(
+                f"onnxruntime-web, which runs the page, could not be fetched from {ADDRESS}: "
+                f"{reason(error)}. Try again, or save that file as {archive}."
+            ) from error
+    found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    if found != SHA512:
+        raise ValueError(
+            f"{archive} is not the file that npm publishes (its SHA-512 is {found}, expected "
+            f"{SHA512}); remove it, to have it fetched again."
+        )
+    return archive
+
+
+def write_page(graph: Path, generator: Generator, folder: Path, precision: str) -> float:
+    """Write the page that runs a graph of ``export.py``; its index.html opens from the folder.
+
+    Args:
+        graph: ONNX file of ``generator``, with its weights inside.
+        generator: What the graph was made from.
+        folder: Where to; files of an earlier page are replaced.
+        precision: Of the graph: fp32, fp16 or int8, which not every graphics card has.
+
+    Returns:
+        The size of the page in MB, without the runtime.
+
+    Raises:
+        ValueError: The generator does not take and give grey or colour pictures.
+        OSError: The runtime cannot be fetched, or the folder not be written to.
+    """
+    config, sides = generator.config, generator.sides
+    if not all(side.is_plain and side.channels in (1, 3) for side in sides):
+        raise ValueError(
+            f"A page shows pictures of 8 bits, grey or in colour, and this generator turns "
+            f"{sides.input.describe()} into {sides.target.describe()}; write NAME.onnx instead."
+        )
+    with tarfile.open(fetch_runtime()) as archive:
+        runtime = {
+            part: archive.extractfile(f"package/dist/{name}").read() for part, name in PARTS.items()
+        }
+    model = {
+        "name": config.name,
+        "side": config.crop_size,
+        "inputs": sides.input.channels,
+        "outputs": sides.target.channels,
+        "precision": precision,
+        "palette": sides.input.palette,
+        "starts": [data_address(picture) for picture in starts(generator)],
+        "graph": _packed(graph.read_bytes()),
+    }
+    packed = {part: _packed(content) for part, content in runtime.items()}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in PAGE.iterdir()}
+    texts["model.js"] = f"const MODEL = {json.dumps(model)};\n"
+    texts["runtime.js"] = f"const RUNTIME = {json.dumps(packed)};\n"
+    make_folder(folder)
+    for name, text in texts.items():
+        with whole_file(folder / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+    return sum(len(text) for name, text in texts.items() if name != "runtime.js") / 1e6
+
+
+def starts(generator: Generator) -> list[Image.Image]:
+    """Return a few validation inputs; label pictures at twice the size, to be drawn on.
+
+    There are none where the pictures of the training are not at hand.
+    """
+    config, sides = generator.config, generator.sides
+    if not any(Path(place, config.dataset).is_dir() for place in ("", "data")):
+        print(f"{config.dataset} is not here, so the page has no pictures to start from.")
+        return []
+    if sides.input.palette:
+        side = min(2 * config.crop_size, MAX_CROP)
+        config = replace(config, load_size=side, crop_size=side, nearest="both")
+    pairs = open_pairs(config, split_of(config).val[:N_STARTS], augment=False, kinds=sides.kinds)
+    return [to_image(normalise(batch, sides)[0][0]) for batch in validation_loader(pairs)]
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content)).decode()

@@ -13,12 +13,13 @@ from pictures.palettes import PAINT
 from pictures.sides import DEEPER, SCALABLE
 
 INTEGERS = {"uint8", "uint16"}
+ANY = range(1, 1 << 16)
 # What the suffixes stand for, and which types and numbers of channels, opacity included, they hold.
 HOLDS: dict[str, tuple[str, set[str], range]] = {
     ".png": ("PNG", INTEGERS, range(1, 5)),
-    ".tif": ("TIFF", {*INTEGERS, "int16", "float32"}, range(1, 65)),
-    ".tiff": ("TIFF", {*INTEGERS, "int16", "float32"}, range(1, 65)),
-    ".npy": ("NPY", {*INTEGERS, "int16", "float32"}, range(1, 65)),
+    ".tif": ("TIFF", {*INTEGERS, "int16", "float32"}, ANY),
+    ".tiff": ("TIFF", {*INTEGERS, "int16", "float32"}, ANY),
+    ".npy": ("NPY", {*INTEGERS, "int16", "float32"}, ANY),
     ".jpg": ("JPEG", INTEGERS, range(1, 4, 2)),
     ".jpeg": ("JPEG", INTEGERS, range(1, 4, 2)),
 }

@@ -20,7 +20,6 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 NO_DATA = 42113  # where GDAL says which number stands for "not measured"
 WITH_ALPHA = (2, 4)  # channels: grey or colour, and opacity
-MAX_CHANNELS = 64
 FILL = "Pictures with missing numbers: fill these in, or leave the pictures out"
 KEPT = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16", "int8": "int16", "int16": "int16"}
 REDUCED_OR_MASK = 1 | 4  # what a page of a TIFF may be beside the picture
@@ -192,12 +191,11 @@ def _channels_last(array: np.ndarray, axis: int | None) -> np.ndarray:
 
 def _channel_axis(array: np.ndarray) -> int:
     """Return the axis of the channels: that without which the picture is nearest to a square."""
-    height_width = {0: array.shape[1:], 2: array.shape[:2]}
-    few = [axis for axis in height_width if array.shape[axis] <= MAX_CHANNELS]
-    if len(few) == 2 and array.shape[0] == array.shape[2]:
+    if array.shape[0] == array.shape[2]:
         shape = "x".join(map(str, array.shape))
         raise UnusableError(f"an array of {shape}, whose channels may be first or last; use TIFF")
-    return min(few or (2,), key=lambda axis: max(height_width[axis]) / min(height_width[axis]))
+    height_width = {0: array.shape[1:], 2: array.shape[:2]}
+    return min((0, 2), key=lambda axis: max(height_width[axis]) / min(height_width[axis]))
 
 
 def _kept(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:

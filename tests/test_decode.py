@@ -223,7 +223,7 @@ def numbers(dtype: str, channels: int) -> np.ndarray:
     return random.integers(limits.min, limits.max + 1, (32, 48, channels)).astype(dtype)
 
 
-KINDS = [(d, n) for d in ("uint8", "uint16", "int16", "float32") for n in (1, 2, 3, 4, 5, 20)]
+KINDS = [(d, n) for d in ("uint8", "uint16", "int16", "float32") for n in (1, 2, 3, 4, 5, 100)]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".npy"])

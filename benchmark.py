@@ -12,6 +12,9 @@ matrix product in the same precision, in GFLOP/s.
 
 ``python benchmark.py --check`` says whether training works here as it should: paste what it prints
 into an issue. On a CPU add ``--crop-size 64``.
+
+``python benchmark.py --processes 2 --batch-sizes 2 4 16`` compares a step of one process with one
+that two share, each with half of the cores, or a card of its own; they talk for ``messages_ms``.
 """
 
 import csv
@@ -20,14 +23,15 @@ import os
 import platform
 import re
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,6 +48,7 @@ from config import Config
 from dataset import PairedImages, normalise, training_loader
 from devices import PRECISIONS, Machine, choose_machine, pick_device, pick_dtype
 from disk import make_folder, whole_file
+from processes import ALONE, LostProcessError, Processes, find_others
 from progress import progress
 from recipes import resolve
 from scripts import is_out_of_memory, run_script
@@ -76,11 +81,12 @@ NUMBERS = ("ms", "ms_low", "ms_high", "pictures_per_second", "gflop_per_second",
 
 
 # --- Trials: each prepares something to be timed ---
-def default_step(config: Config) -> Act:
+def default_step(config: Config, processes: Processes = ALONE) -> Act:
     """Prepare a training step on random pictures, as train.py takes it."""
-    machine = choose_machine(config.device, config.precision)
+    machine = choose_machine(config.device, config.precision, processes)
     state = new_state(config, known_sides(config), machine)
-    return partial(step_of(state, config, machine), random_batch(config, machine))
+    share = replace(config, batch_size=config.batch_size // processes.count)
+    return partial(step_of(state, config, machine), random_batch(share, machine))
 
 
 def plain_step(config: Config) -> Act:
@@ -130,6 +136,57 @@ def product(config: Config) -> Act:
         side //= 4  # emulated it would take minutes, and is as slow in small
     a, b = torch.rand(2, side, side, device=machine.device).to(machine.dtype)
     return partial(torch.mm, a, b)
+
+
+# --- Trials that processes share ---
+def messages(config: Config, processes: Processes) -> Act:
+    """Prepare what processes tell each other in a step: the gradients of both networks."""
+    machine = choose_machine(config.device, config.precision, processes)
+    state = new_state(config, known_sides(config), machine)
+    networks = [[*network.parameters()] for network in (state.discriminator, state.generator)]
+
+    def act() -> None:
+        with torch.no_grad():
+            for gradients in networks:
+                processes.average(gradients)
+
+    return act
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Prepares what processes do together, this one being the first; it starts the others."""
+
+    prepare: Callable[[Config, Processes], Act]
+    n_processes: int
+
+    def __call__(self, config: Config) -> Act:
+        """Start them, and return this one's part."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in range(1, self.n_processes):
+            arguments = (self, config, rank, port)
+            get_context("spawn").Process(target=keep_up, args=arguments, daemon=True).start()
+        return self.prepare(config, connected(0, self.n_processes, port))
+
+
+def keep_up(shared: Shared, config: Config, rank: int, port: int) -> None:
+    """Do what the first process does, for as long as that lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(LostProcessError):
+        act = shared.prepare(config, connected(rank, shared.n_processes, port))
+        while True:
+            act()
+
+
+def connected(rank: int, n_processes: int, port: int) -> Processes:
+    """Join the processes of this computer, which share its cores evenly."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_processes))
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_processes, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in facts.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    return find_others()
 
 
 # --- Processes that take turns ---
@@ -243,6 +300,25 @@ def measure_steps(
         share = speed / ceiling if speed and ceiling else None
         row = {"mode": mode, "precision": precisions[mode], "batch_size": batch_size, **found[mode]}
         rows.append(row | {"ceiling": ceiling, "share_of_ceiling": share})
+    return rows
+
+
+def measure_sharing(config: Config, n_processes: int, batch_size: int, seconds: float) -> list[Row]:
+    """Return a row for a step of one process, and of as many as share it."""
+    config = replace(config, batch_size=batch_size)
+    found = take_turns(
+        {
+            1: (default_step, config),
+            n_processes: (Shared(default_step, n_processes), config),
+            "messages": (Shared(messages, n_processes), config),
+        },
+        seconds,
+    )
+    told = found["messages"]["ms"]
+    rows = []
+    for count, ms in ((1, 0.0), (n_processes, told)):
+        row = {"processes": count, "batch_size": batch_size, **found[count], "messages_ms": ms}
+        rows.append({name: value for name, value in row.items() if name != "gflop_per_second"})
     return rows
 
 
@@ -380,6 +456,7 @@ def benchmark(
     device: str = "auto",
     seconds: float = 10.0,
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    processes: int = 1,
     report: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Measure how fast this machine trains, reads pictures and translates.
@@ -392,12 +469,18 @@ def benchmark(
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
         seconds: Time for each number; what is slow is done a few times all the same.
         check: Instead of reading and translating, check that training works on this device.
+        processes: Measure instead how long a step takes when so many processes share it.
         report: File for all the numbers, as JSON.
     """
     config = Config(recipe="paper", dataset="benchmark", crop_size=crop_size, device=device)
     config, _ = resolve(config)
     for batch_size in batch_sizes:
         replace(config, batch_size=batch_size)  # says what is wrong with it before all the work
+        if batch_size % processes:
+            raise ValueError(
+                f"{processes} processes cannot share {batch_size} pictures evenly; give multiples "
+                "of it as --batch-sizes."
+            )
     if report:
         make_folder(report.absolute().parent)
         if report.is_dir():
@@ -411,9 +494,12 @@ def benchmark(
         show(f"Training {STEPS} steps", content["ways"])
         content["waits"] = waits_in_a_step(config)
         print(f"\nWaits for the card within a step: {content['waits']}")
-    content["steps"] = [r for n in batch_sizes for r in measure_steps(config, modes, n, seconds)]
+    measure = partial(measure_steps, config, modes)
+    if processes > 1:
+        measure = partial(measure_sharing, config, processes)
+    content["steps"] = [row for n in batch_sizes for row in measure(n, seconds)]
     show(f"Training at {crop_size} px, ms a step (median, quartiles)", content["steps"])
-    if not check:
+    if not check and processes == 1:
         content["loading"] = measure_loading(config, seconds)
         show("Reading pairs", content["loading"])
         content["translating"] = measure_translating(config, seconds)

@@ -255,7 +255,7 @@ def joined(config: Config) -> Iterator[Processes]:
     _check(config, count)
     error = None
     try:
-        processes = _start()
+        processes = find_others()
         try:
             yield processes
         except LostProcessError:
@@ -290,18 +290,18 @@ def _check(config: Config, count: int) -> None:
         )
 
 
-def _start() -> Processes:
+def find_others() -> Processes:
     """Find the others, and open the ways over which they talk: gloo for CPUs, NCCL for CUDA."""
     within = timedelta(seconds=START_S)
     try:
         store, rank, count = next(rendezvous("env://", timeout=within))
+        store = _fresh_part(store, rank, count)
     except RuntimeError as error:
         place = "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
         raise LostProcessError(
             f"The processes did not find each other at {place} within {START_S} s ({error}); start "
             "all of them with the same address, that of the first, which the others can reach."
         ) from error
-    store = _fresh_part(store, rank, count)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     silent = timedelta(seconds=SILENT_S)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=silent)

@@ -253,3 +253,17 @@ def test_the_check_compares_ways_to_train(monkeypatch: pytest.MonkeyPatch):
     assert float(half["loss_classes"]) == pytest.approx(float(full_row["loss_classes"]), rel=0.05)
     assert "n_layers_d is 9" in wrong["error"]
     assert wrong["apart"] is None
+
+
+@pytest.mark.slow
+def test_steps_that_processes_share(tmp_path: Path):
+    benchmark((4,), crop_size=32, device="cpu", seconds=0.1, processes=2, report=Path("a.json"))
+    one, two = json.loads(Path("a.json").read_text())["steps"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["messages_ms"] == 0 < two["messages_ms"]
+    assert two["pictures_per_second"] == pytest.approx(4000 / two["ms"])
+
+
+def test_steps_that_cannot_be_shared():
+    with pytest.raises(ValueError, match="cannot share 3 pictures"):
+        benchmark((3,), processes=2)

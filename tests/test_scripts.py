@@ -71,8 +71,8 @@ def test_a_stop_frees_the_networks_at_once(towns: Path, monkeypatch: pytest.Monk
     generators = []
     build, check = training.build_generator, StopRequest.check
 
-    def noting(config: Config) -> torch.nn.Module:
-        generator = build(config)
+    def noting(*arguments: object) -> torch.nn.Module:
+        generator = build(*arguments)
         generators.append(weakref.ref(generator))
         return generator
 

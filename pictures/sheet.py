@@ -32,8 +32,14 @@ def contact_sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image
     draw = ImageDraw.Draw(sheet)
     for column, (title, pictures) in enumerate(columns):
         left = GAP + column * width
-        draw.text((left, 5), title, "black", ImageFont.load_default(13))
+        draw.text((left, 5), title, "black", _font_for(title, width))
         for row, picture in enumerate(pictures):
             picture = picture.resize(first[0].size).convert("RGB")
             sheet.paste(picture, (left, HEAD + row * height))
     return sheet
+
+
+def _font_for(title: str, width: int) -> ImageFont.FreeTypeFont:
+    """Return the largest font in which a title fits over a picture so wide, or else the smallest."""
+    fonts = [ImageFont.load_default(size) for size in (13, 11, 9, 7)]
+    return next((font for font in fonts if font.getlength(title) < width), fonts[-1])

@@ -40,6 +40,6 @@ def contact_sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image
 
 
 def _font_for(title: str, width: int) -> ImageFont.FreeTypeFont:
-    """Return the largest font in which a title fits over a picture so wide, or else the smallest."""
+    """Return the largest font in which a title fits a width in pixels, or else the smallest."""
     fonts = [ImageFont.load_default(size) for size in (13, 11, 9, 7)]
     return next((font for font in fonts if font.getlength(title) < width), fonts[-1])

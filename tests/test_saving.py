@@ -30,7 +30,7 @@ from utils import known_sides, load_generator
 
 
 def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
-    base = flags(dataset=towns, checkpoint_minutes=0, n_epochs=12)
+    base = flags(dataset=towns, checkpoint_minutes=0, n_epochs=5)
     assert script("train.py", *base, "--name", "whole").returncode == 0
     command = [sys.executable, str(ROOT / "train.py"), *base, "--name", "killed"]
     dice = random.Random(0)

@@ -233,7 +233,7 @@ class Generator(nn.Module):
         if self.training:
             return (CLASS_SCALE * scores).softmax(dim=1)
         if not self.soft_edges:
-            return self.as_picture((scores == scores.amax(dim=1, keepdim=True)).float())
+            return self.as_picture(one_hot(scores.argmax(dim=1), scores.shape[1]))
         # Nearly the colour of the likeliest class, but edges are as soft as real ones.
         return self.as_picture((EDGE * CLASS_SCALE * scores).softmax(dim=1))
 
@@ -246,7 +246,9 @@ class Generator(nn.Module):
         Returns:
             The same; with an input_palette the class of nearest colour, one-hot, (N, K, H, W).
         """
-        return x if self.input_palette is None else one_hot(x, self.input_palette)
+        if self.input_palette is None:
+            return x
+        return one_hot(nearest_class(x, self.input_palette), len(self.input_palette))
 
     def as_picture(self, output: Tensor) -> Tensor:
         """Return the picture that an output, or a target, stands for while it learns.
@@ -270,13 +272,15 @@ class Generator(nn.Module):
         Returns:
             The same; with a palette the class of nearest colour, one-hot, (N, classes, H, W).
         """
-        return y if self.palette is None else one_hot(y, self.palette)
+        if self.palette is None:
+            return y
+        return one_hot(nearest_class(y, self.palette), len(self.palette))
 
 
-def one_hot(picture: Tensor, colours: Tensor) -> Tensor:
-    """Return for each class where its colour (K, 3) is the nearest: (N, K, H, W), 0 or 1."""
-    numbers = torch.arange(len(colours), device=picture.device)[:, None, None]
-    return (nearest_class(picture, colours)[:, None] == numbers).float()
+def one_hot(classes: Tensor, count: int) -> Tensor:
+    """Return for each of ``count`` classes where its number stands in (N, H, W): (N, K, H, W)."""
+    numbers = torch.arange(count, device=classes.device)[:, None, None]
+    return (classes[:, None] == numbers).float()
 
 
 def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:

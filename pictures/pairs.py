@@ -22,8 +22,8 @@ ALIKE = 0.02  # how far apart the aspect ratios of two files of a pair may be
 
 _ADVICE = (
     "A side-by-side picture is expected twice as wide as high. Set square_halves to False if its "
-    "halves are equal but not square, and input_dir and target_dir if inputs and targets are files "
-    "of their own"
+    "halves are equal but not square. If inputs and targets are files of their own, set input_dir "
+    "and target_dir, or a and b, or suffix_a and suffix_b"
 )
 _ALIKE = (
     "All inputs must be of one kind, and all targets: grey and colour, or 8 and 16 bits, are "

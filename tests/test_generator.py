@@ -97,3 +97,12 @@ def test_equal_to_the_authors_network(mode: str):
         output = network(picture(1, 3, 256, 0).float())
     expected = np.load(FOLDER / "unet256_batch.npz")[mode]
     np.testing.assert_allclose(output.numpy()[:, :, ::4, ::4], expected, atol=1e-5, rtol=0)
+
+
+def test_classes_that_score_alike_are_not_mixed():
+    colours = [(10, 20, 30), (200, 0, 0), (0, 200, 0)]
+    generator = Generator(crop_size=32, ngf=4, palette=colours, soft_edges=False).eval()
+    with torch.no_grad():
+        generator.decoder[-1][1].weight.zero_()
+        output = generator(torch.rand(1, 3, 32, 32))
+    assert torch.equal(output, generator.palette[0][:, None, None].expand(1, 3, 32, 32))

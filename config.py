@@ -127,7 +127,7 @@ class Config:
 
     # --- The data ---
     dataset: Annotated[str, DATASET] = "towns"
-    """Folder of pairs, or a name in PRESETS: towns and heights are drawn, the others fetched."""
+    """Folder of pairs; shards, as 'x/train-{000..099}.tar'; or a name in PRESETS (made for you)."""
     mirror: Annotated[str, MIRROR] = OFFICIAL
     """Where a data set in PRESETS is fetched: base address, or local folder of NAME.tar.gz."""
     name: Annotated[str, FOLDER_NAME] = ""
@@ -135,7 +135,7 @@ class Config:
     train_dir: str = ""
     """Training pairs, where they are not called train: X/learn also finds X/learn_A, X/learn_B."""
     val_dir: str = ""
-    """Validation pairs, where they are not called val, validation or test; likewise."""
+    """Validation pairs, where they are not called val, validation or test; likewise. Or shards."""
     input_dir: str = ""
     """Folder of input pictures, whose targets have the same names in target_dir."""
     target_dir: str = ""

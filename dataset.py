@@ -19,6 +19,7 @@ from pictures.cache import PairCache
 from pictures.encode import image_of
 from pictures.layouts import Pair
 from pictures.pairs import Kinds, Recipe
+from pictures.shards import PairsInShards, ShardedPairs
 from pictures.sides import Side, Sides
 from workers import prepared
 
@@ -31,7 +32,7 @@ class PairedImages(Dataset):
     For training a pair is resized to load_size, cropped at random to crop_size and mirrored;
     for validation it is resized to crop_size. All randomness of a sample follows from
     (seed, epoch, index). Every picture is decoded once, into a file that all workers and later
-    runs share.
+    runs share; those in shards each time.
 
     Args:
         pairs: Where the pairs lie.
@@ -40,8 +41,9 @@ class PairedImages(Dataset):
     Attributes:
         recipe: As given.
         pairs: The pairs that are used, in the order of the indices.
-        sizes: Original (height, width) of the input, per pair.
-        contents: A hash of the files, per pair.
+        looked_at: Indices of those that tell what the pictures are: all, unless they are in shards.
+        sizes: Original (height, width) of the input, of these.
+        contents: A hash of each pair's files by its key, or of each shard by its name.
         kinds: What the inputs are, and the targets.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
@@ -52,13 +54,15 @@ class PairedImages(Dataset):
 
     def __init__(self, pairs: Sequence[Pair], recipe: Recipe) -> None:
         self.recipe = recipe
-        self._cache = PairCache(pairs, recipe)
+        kept = PairsInShards if isinstance(pairs, ShardedPairs) else PairCache
+        self._kept = kept(pairs, recipe)
         self._augment = _augmentation(recipe)
-        self.pairs: tuple[Pair, ...] = self._cache.pairs
-        self.sizes: list[tuple[int, int]] = self._cache.sizes
-        self.contents: list[str] = self._cache.contents
-        self.kinds: Kinds = self._cache.kinds
-        self.notes = self._cache.notes + _enlarged(self.sizes, recipe)
+        self.pairs: Sequence[Pair] = self._kept.pairs
+        self.looked_at: Sequence[int] = self._kept.looked_at
+        self.sizes: list[tuple[int, int]] = self._kept.sizes
+        self.contents: dict[str, str] = self._kept.contents
+        self.kinds: Kinds = self._kept.kinds
+        self.notes = self._kept.notes + _enlarged(self.sizes, recipe)
 
     def __len__(self) -> int:
         """Count the pairs."""
@@ -75,7 +79,8 @@ class PairedImages(Dataset):
             Tensor (N, channels of both, crop_size, crop_size), uint8, uint16 or float32.
 
         Raises:
-            BadPictures: If a picture that is not cached has vanished or changed.
+            BadPictures: If a picture that is not cached has vanished or changed, or is in a shard
+                and cannot be used.
         """
         samples = [self._sample(epoch, index).transpose(2, 0, 1) for epoch, index in keys]
         # np.stack would keep the channels innermost in memory, and with them every later tensor.
@@ -84,11 +89,11 @@ class PairedImages(Dataset):
 
     def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return input and target of a pair as they are kept, (H, W, channels) each."""
-        pair, channels = self._cache.read(index), self.kinds[0].channels
+        pair, channels = self._kept.read(index), self.kinds[0].channels
         return pair[..., :channels], pair[..., channels:]
 
     def _sample(self, epoch: int, index: int) -> np.ndarray:
-        pair = self._cache.read(index)
+        pair = self._kept.read(index)
         # Each step gets a seed of its own: with Compose.set_random_seed all would draw the same
         # numbers, and exactly the crops from the upper half would be mirrored.
         for step, transform in enumerate(self._augment.transforms):

@@ -8,6 +8,7 @@ from typing import Any
 
 from config import MAX_CROP, PAPER, PATHS, PRESETS, RECIPES, Config, plain_name
 from pictures.palettes import Palette, known_palettes
+from pictures.tars import is_shards
 
 
 def resolve(config: Config) -> tuple[Config, dict[str, str]]:
@@ -24,7 +25,7 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     """
     defaults = Config()
     config = _tidy_paths(config, defaults)
-    folder = PurePath(os.path.abspath(config.dataset)).name
+    folder = _folder_of(config.dataset)
     preset, recipe = PRESETS.get(folder, {}), RECIPES[config.recipe]
     values = PAPER | recipe | preset
     origin = dict.fromkeys(PAPER, f"preset {folder}" if folder in PRESETS else "paper")
@@ -45,11 +46,17 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     return replace(config, **(values | typed)), origin
 
 
+def _folder_of(dataset: str) -> str:
+    """Return the name of the folder that is, or holds the shards of, a data set."""
+    path = PurePath(os.path.abspath(dataset))
+    return path.parent.name if is_shards(dataset) else path.name
+
+
 def palettes_of(config: Config) -> tuple[Palette | None, Palette | None]:
     """Return the colours of the classes in inputs and targets, where the data set is known."""
     if config.input_dir:  # what lies in a folder is known by the name of its data set alone
         return None, None
-    folder = PurePath(os.path.abspath(config.dataset)).name
+    folder = _folder_of(config.dataset)
     palettes = known_palettes(folder, config.direction)
     channels = (config.input_nc, config.output_nc)
     return tuple(p if nc in (None, 3) else None for p, nc in zip(palettes, channels, strict=True))

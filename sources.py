@@ -17,15 +17,17 @@ from pictures.halves import check_halves
 from pictures.layouts import Pair, Split, find_pairs
 from pictures.pairs import ROLES, Kinds, Recipe
 from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
+from pictures.shards import LOOKED_AT, find_sharded
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
+from pictures.tars import is_shards
 from recipes import palettes_of
 from towns.draw import N_TRAIN, N_VAL, draw_towns
 from towns.heights import draw_heights
 
 DRAWN = {"towns": draw_towns, "heights": draw_heights}
 MOST = 8  # names in a message
+FIRST = 1000  # pairs in shards that are looked at for single pictures
 SHARES = (0.001, 0.999)  # of the numbers of pictures whose type has no black and white
-LOOKED_AT = 256  # pictures by which a range is found
 MIXED = 1.5  # times as long on a side as the smallest: then pictures were squeezed anyhow
 NARROW = 1 / 8  # of a range; less is seldom meant
 Identity = dict[str, dict[str, str]]  # of "train" and "val": name of a pair to hash of its files
@@ -62,13 +64,23 @@ def split_of(config: Config) -> Split:
     Raises:
         ValueError, OSError: The folder does not hold pairs; the message says what was expected.
     """
+    named = {name: getattr(config, name) for name in ("a", "b", "suffix_a", "suffix_b")}
+    held_out = {"val_fraction": config.val_fraction, "seed": config.seed}
+    if is_shards(config.dataset):
+        if config.train_dir or config.input_dir:
+            raise ValueError(
+                "The data set is one of shards, and folders are named beside it; leave train_dir "
+                "or input_dir out, or give a folder as the data set."
+            )
+        return find_sharded(
+            config.dataset, config.val_dir, **held_out, cache_dir=config.cache_dir, **named
+        )
     folders = {"train_dir": config.train_dir, "val_dir": config.val_dir}
     folders |= {"a": config.input_dir, "b": config.target_dir}
-    named = {name: getattr(config, name) for name in ("a", "b", "suffix_a", "suffix_b")}
     named |= {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
     is_named = config.train_dir or config.input_dir
     root = Path(config.dataset) if is_named else find_dataset(config.dataset, config.mirror)
-    return find_pairs(root, **named, val_fraction=config.val_fraction, seed=config.seed)
+    return find_pairs(root, **named, **held_out)
 
 
 def recipe_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Recipe:
@@ -138,13 +150,9 @@ class Data:
         }
 
     def identity(self) -> Identity:
-        """Return what the pairs are, wherever they lie."""
+        """Return what the pairs are, or the shards they are in, wherever they lie."""
         return {
-            part: {
-                pair.key: content
-                for pair, content in zip(images.pairs, images.contents, strict=True)
-            }
-            for part, images in (("train", self.train), ("val", self.val))
+            part: images.contents for part, images in (("train", self.train), ("val", self.val))
         }
 
 
@@ -201,7 +209,8 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
     split = split_of(config)
     notes = [split.left_out]
     if config.check_halves and split.train[0].b is None:
-        notes += check_halves(split.train, recipe_of(config, augment=True))
+        first = split.train[:FIRST] if is_shards(config.dataset) else split.train
+        notes += check_halves(first, recipe_of(config, augment=True))
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
     for pairs, augment in ((split.train, True), (split.val, False)):
@@ -272,7 +281,7 @@ def _classes(train: PairedImages, place: int) -> tuple[Palette, bool]:
     if (kind.channels, kind.dtype) != (3, "uint8"):
         raise ValueError(f"The {role}s are {kind}, and labels are colours or numbers in 8 bits.")
     try:
-        pictures = (train.whole(index)[place] for index in range(len(train)))
+        pictures = (train.whole(index)[place] for index in train.looked_at)
         palette, is_exact = find_classes(pictures, shades=not kind.index)
     except ValueError as error:
         raise ValueError(
@@ -283,8 +292,8 @@ def _classes(train: PairedImages, place: int) -> tuple[Palette, bool]:
 
 def _spread(train: PairedImages, place: int) -> list[np.ndarray]:
     """Return one half of some pairs, spread evenly over all."""
-    step = -(-len(train) // LOOKED_AT)
-    return [train.whole(index)[place] for index in range(0, len(train), step)]
+    step = -(-len(train.looked_at) // LOOKED_AT)
+    return [train.whole(index)[place] for index in train.looked_at[::step]]
 
 
 def _unlike_range(train: PairedImages, sides: Sides) -> Iterator[str]:

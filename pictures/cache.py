@@ -52,7 +52,8 @@ class PairCache:
     Attributes:
         pairs: The pairs that can be used, in the order given.
         sizes: Original (height, width) of the input, per pair.
-        contents: A hash of the files, per pair.
+        contents: A hash of the files, by the pair's key.
+        looked_at: The numbers of all pairs.
         kinds: What the inputs are, and the targets.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
@@ -78,8 +79,10 @@ class PairCache:
             raise bad
         self.pairs = tuple(pairs[number] for number in index["good"])
         self.sizes = [(height, width) for height, width in index["sizes"]]
-        self.contents: list[str] = index["contents"]
+        named = zip(self.pairs, index["contents"], strict=True)
+        self.contents: dict[str, str] = {pair.key: content for pair, content in named}
         self.kinds: Kinds = tuple(Kind(*kind) for kind in index["kinds"])
+        self.looked_at = range(len(self.pairs))
         self.shapes = [tuple(shape) for shape in index["shapes"]]
         self.starts = [0, *accumulate(map(math.prod, self.shapes))]
         self.is_stored = self._pixels is not None

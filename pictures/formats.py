@@ -14,6 +14,8 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageCms
 
+from pictures.tars import Member
+
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # those of Pillow
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Of a GeoTIFF: pixel scale, tie points, transformation, and the keys that name the projection.
@@ -57,7 +59,7 @@ class Raw:
 
 
 @contextlib.contextmanager
-def opened_raw(path: Path, labels: bool = False) -> Iterator[Raw]:
+def opened_raw(path: Path | Member, labels: bool = False) -> Iterator[Raw]:
     """Open a file of any format, known by its first bytes.
 
     Args:
@@ -70,15 +72,18 @@ def opened_raw(path: Path, labels: bool = False) -> Iterator[Raw]:
     """
     with path.open("rb") as file:
         start = file.read(6)
-    if start == b"\x93NUMPY":
-        yield raw_array(np.load(path, mmap_mode="r", allow_pickle=False), labels)
-    elif start[:4] in TIFF_STARTS:
-        logging.getLogger("tifffile").setLevel(logging.ERROR)  # it remarks on tags it need not know
-        with tifffile.TiffFile(path) as tiff:
-            yield raw_tiff(tiff, labels)
-    else:
-        with Image.open(path, formats=FORMATS) as image:
-            yield raw_image(image, labels)
+        file.seek(0)
+        if start == b"\x93NUMPY":
+            is_mapped = isinstance(path, Path)  # so that a header is read without the rest
+            array = np.load(path if is_mapped else file, mmap_mode="r" if is_mapped else None)
+            yield raw_array(array, labels)
+        elif start[:4] in TIFF_STARTS:
+            logging.getLogger("tifffile").setLevel(logging.ERROR)  # it remarks on unknown tags
+            with tifffile.TiffFile(file) as tiff:
+                yield raw_tiff(tiff, labels)
+        else:
+            with Image.open(file, formats=FORMATS) as image:
+                yield raw_image(image, labels)
 
 
 # --- Pillow: PNG, JPEG, WebP, BMP ---

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pictures.folders import (
     NO_PICTURES,
@@ -23,6 +23,10 @@ from pictures.folders import (
     pictures_below,
     shortened,
 )
+from pictures.tars import Member
+
+P = TypeVar("P", bound=PurePath)
+ByName = dict[str, list[P]]  # the files of one side
 
 VAL_NAMES = ("val", "validation", "test")
 DEPTH = 2  # unpacked archives nest: GIVEN/maps/maps/train
@@ -39,11 +43,12 @@ class Pair:
     Attributes:
         a: The file of picture A, or of both halves (A left, B right) if ``b`` is None.
         b: The file of picture B, or None.
-        folder: The folders between that of the set and the file, such as "city/north".
+        folder: The folders between that of the set and the file, such as "city/north"; in a shard
+            its name comes first.
     """
 
-    a: Path
-    b: Path | None = None
+    a: Path | Member
+    b: Path | Member | None = None
     folder: str = ""
 
     @property
@@ -57,7 +62,7 @@ class Pair:
         return PurePath(self.folder, self.a.stem).as_posix()
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Path | Member, ...]:
         """The one or two files."""
         return (self.a, self.b) if self.b else (self.a,)
 
@@ -75,8 +80,8 @@ class Split:
         left_out: What else lies there and is not used, in one line, or "".
     """
 
-    train: tuple[Pair, ...]
-    val: tuple[Pair, ...]
+    train: Sequence[Pair]
+    val: Sequence[Pair]
     layout: str
     root: Path
     held_out: bool = False
@@ -269,15 +274,20 @@ def _paired(train: Found, val: Found | None, names: Named) -> Split:
     train_pairs = _pair_up(train, names, problems)
     val_pairs = _pair_up(val, names, problems) if val else ()
     if problems:
-        raise ValueError(
-            "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
-            "each name on each side, whatever the suffix. Rename, add or remove the ones listed, "
-            "or set suffix_a and suffix_b to what the names of A and B end in"
-        )
+        raise unpaired(problems)
     _check_apart(train_pairs, val_pairs)
     layout = "side by side" if train.b is None else "two folders"
     layout = f"names in {' and '.join(names.suffixes)}" if train.a == train.b else layout
     return Split(train_pairs, val_pairs, layout, train.root)
+
+
+def unpaired(problems: Sequence[str]) -> ValueError:
+    """Return the error on names without a partner, of which ``matched`` gives the lines."""
+    return ValueError(
+        "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
+        "each name on each side, whatever the suffix. Rename, add or remove the ones listed, "
+        "or set suffix_a and suffix_b to what the names of A and B end in"
+    )
 
 
 def _check_apart(train: Sequence[Pair], val: Sequence[Pair]) -> None:
@@ -295,55 +305,75 @@ def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...
     """Return the pairs of a part; names without a partner go to ``problems``."""
     endings = names.suffixes or ("", "")
     if found.b is None:
-        sides = _by_name(found.a, [""])
+        sides = by_name(_below(found.a), [""])
     elif found.b.samefile(found.a):
         if not names.suffixes:
             raise ValueError(f"A and B are the same folder, {found.a}. Name two folders")
-        sides = _by_name(found.a, endings)
+        sides = by_name(_below(found.a), endings)
     else:
-        sides = _by_name(found.a, endings[:1]) + _by_name(found.b, endings[1:])
+        sides = by_name(_below(found.a), endings[:1]) + by_name(_below(found.b), endings[1:])
     folders = (found.a, found.b or found.a)
     for folder, ending, side in zip(folders, endings, sides, strict=False):
         if not side:
             raise ValueError(no_pictures(folder, ending and f" whose names end in {ending}"))
-    ours, theirs = sides[0], sides[-1]
-    for folder, here, there in zip(folders, sides, sides[::-1], strict=False):
-        alone = [_within(folder, files[0]) for name, files in here.items() if name not in there]
+    pairs, alone = matched(sides, folders)
+    problems += alone
+    return tuple(
+        Pair(
+            found.a / a,
+            found.b / b if found.b else None,
+            a.parent.as_posix().removeprefix("."),
+        )
+        for a, b in pairs
+    )
+
+
+def _below(folder: Path) -> list[PurePath]:
+    return [picture.relative_to(folder) for picture in pictures_below(folder)]
+
+
+def by_name(files: Iterable[P], endings: Sequence[str]) -> list[ByName[P]]:
+    """Return files by their names, the longest ending taken off, for each ending.
+
+    A name is the path without its suffix, unless that is the ending.
+    """
+    sides: dict[str, ByName[P]] = {ending: {} for ending in endings}
+    longest_first = sorted(sides, key=len, reverse=True)
+    for path in files:
+        spellings = [_folded(path.with_suffix("").as_posix()), _folded(path.as_posix())]
+        for ending, name in product(longest_first, spellings):
+            if name.endswith(_folded(ending)):
+                name = name.removesuffix(_folded(ending))
+                sides[ending].setdefault(name, []).append(path)
+                break
+    return [sides[ending] for ending in endings]
+
+
+def matched(
+    sides: Sequence[ByName[P]], places: Sequence[Path]
+) -> tuple[list[tuple[P, P]], list[str]]:
+    """Pair files up by their names.
+
+    Args:
+        sides: Those of A and of B by name; or of one side, each its own partner.
+        places: Where both lie.
+
+    Returns:
+        Pairs; and a line for each place with files that have no partner, or more than one.
+    """
+    problems = []
+    for place, here, there in zip(places, sides, sides[::-1], strict=False):
+        alone = [files[0].as_posix() for name, files in here.items() if name not in there]
         double = [
-            " = ".join(_within(folder, file) for file in files)
+            " = ".join(file.as_posix() for file in files)
             for files in here.values()
             if len(files) > 1
         ]
         for what, files in (("only", alone), ("the same name", double)):
             if files:
-                problems.append(f"  {what} in {folder}: {', '.join(shortened(files))}")
-    return tuple(
-        Pair(a, theirs[name][0] if found.b else None, _within(found.a, a.parent).removeprefix("."))
-        for name, (a, *_) in ours.items()
-        if name in theirs
-    )
-
-
-def _within(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
-def _by_name(folder: Path, endings: Sequence[str]) -> list[dict[str, list[Path]]]:
-    """Return the pictures below a folder by their names, the longest ending taken off, by ending.
-
-    A name is a path within the folder, without its suffix unless that is the ending.
-    """
-    sides: dict[str, dict[str, list[Path]]] = {ending: {} for ending in endings}
-    longest_first = sorted(sides, key=len, reverse=True)
-    for picture in pictures_below(folder):
-        path = picture.relative_to(folder)
-        spellings = [_folded(path.with_suffix("").as_posix()), _folded(path.as_posix())]
-        for ending, name in product(longest_first, spellings):
-            if name.endswith(_folded(ending)):
-                name = name.removesuffix(_folded(ending))
-                sides[ending].setdefault(name, []).append(picture)
-                break
-    return [sides[ending] for ending in endings]
+                problems.append(f"  {what} in {place}: {', '.join(shortened(files))}")
+    ours, theirs = sides[0], sides[-1]
+    return [(a, theirs[name][0]) for name, (a, *_) in ours.items() if name in theirs], problems
 
 
 def _left_out(split: Split, used: Sequence[Path], searched: Sequence[Path]) -> str:

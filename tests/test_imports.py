@@ -12,12 +12,13 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 # Each module may import those of the lines above it, and nothing else of the project.
 LAYERS = [
     {"disk", "progress", "scripts", "generator", "losses", "pictures.folders"},
+    {"pictures.tars"},
     {"pictures.palettes", "pictures.layouts", "pictures.formats", "pictures.sheet"},
     {"pictures.sides", "towns.plan", "config", "discriminator", "page"},
     {"pictures.decode", "towns.draw", "processes"},
     {"pictures.encode", "pictures.pairs", "pictures.download", "workers", "devices"},
     {"pictures.jobs"},
-    {"pictures.cache", "pictures.halves", "towns.heights"},
+    {"pictures.cache", "pictures.halves", "pictures.shards", "towns.heights"},
     {"recipes"},
     {"dataset", "authors"},
     {"sources", "utils"},

@@ -51,6 +51,8 @@ class Processes:
     """Number of this process among those of its computer."""
     store: dist.Store | None = None
     """Where each can be heard by the others when nothing else works."""
+    cards: dist.ProcessGroup | None = None
+    """The way by which CUDA cards talk, if there are any; all else goes by gloo."""
 
     @property
     def is_first(self) -> bool:
@@ -75,7 +77,7 @@ class Processes:
         tensors = list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with self._connected():
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.cards if flat.is_cuda else None)
         means = (flat / self.count).split([tensor.numel() for tensor in tensors])
         for tensor, mean in zip(tensors, means, strict=True):
             tensor.copy_(mean.view_as(tensor))
@@ -302,10 +304,11 @@ def find_others() -> Processes:
             f"The processes did not find each other at {place} within {START_S} s ({error}); start "
             "all of them with the same address, that of the first, which the others can reach."
         ) from error
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     silent = timedelta(seconds=SILENT_S)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=silent)
-    return Processes(rank, count, int(os.environ.get("LOCAL_RANK", 0)), store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=silent)
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()  # Windows has none
+    cards = dist.new_group(backend="nccl", timeout=silent) if has_nccl else None
+    return Processes(rank, count, int(os.environ.get("LOCAL_RANK", 0)), store, cards)
 
 
 def _fresh_part(store: dist.Store, rank: int, count: int) -> dist.Store:

@@ -10,7 +10,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,6 @@ from numpy.lib.format import open_memmap
 from disk import reason_of, whole_file
 from pictures.decode import BadPictures, PictureError
 from pictures.folders import NO_PICTURES, SUFFIXES, normal_name, shortened
-from pictures.jobs import ahead
 from pictures.layouts import VAL_NAMES, ByName, Named, Pair, Split, by_name, matched, unpaired
 from pictures.pairs import (
     Kinds,
@@ -47,7 +45,6 @@ ROW = np.dtype([("shard", "<u4"), ("a", "<u8"), ("b", "<u8"), ("rank", "<u8")])
 FORMAT = 1  # to be raised when the index of the same shards changes
 LOOKED_AT = 256  # pairs that tell what all are
 MOST_BAD = 100  # pairs in a row that are passed over
-N_THREADS = 8
 
 
 class ShardedPairs(Sequence[Pair]):
@@ -187,7 +184,9 @@ def _indexed(shards: Sequence[Path], names: Named, folder: Path) -> tuple[Path, 
     index = folder.absolute() / f"{key}.npy"
     notes = index.with_suffix(".json")  # written last, it makes the index whole
     if not notes.exists():
-        listings = _each_listed(shards, names)
+        bar = progress(shards, desc="listing shards", unit="shard", leave=False)
+        # Threads would slow each other down: it is Python's own work.
+        listings = [_listed(number, shard, names) for number, shard in enumerate(bar)]
         rows, others = np.concatenate([rows for rows, _ in listings]), Counter()
         for _, more in listings:
             others.update(more)
@@ -205,12 +204,6 @@ def _indexed(shards: Sequence[Path], names: Named, folder: Path) -> tuple[Path, 
     others = Counter(json.loads(notes.read_text()))
     left_out = ", ".join(shortened([f"{n} {kind}" for kind, n in others.most_common()], most=6))
     return index, f"left out of {shards[0].parent}: {left_out}" if left_out else ""
-
-
-def _each_listed(shards: Sequence[Path], names: Named) -> list[tuple[np.ndarray, Counter[str]]]:
-    bar = partial(progress, desc="listing shards", total=len(shards), unit="shard", leave=False)
-    with ThreadPoolExecutor(N_THREADS) as pool:
-        return list(bar(ahead(pool, lambda one: _listed(*one, names), list(enumerate(shards)))))
 
 
 def _listed(number: int, shard: Path, names: Named) -> tuple[np.ndarray, Counter[str]]:

@@ -52,6 +52,9 @@ class Machine:
                 f"({str(error).strip().splitlines()[0]}); install a C++ compiler (for CUDA, "
                 "triton), or leave compile off."
             ) from error
+        # Trying out which kernels are fastest takes seconds at the start, and is worth it where
+        # convolutions are most of what is left.
+        torch.backends.cudnn.benchmark = True
         setattr(network, method, torch.compile(getattr(network, method)))
 
 

@@ -123,10 +123,10 @@ def find_sharded(
     """
     indexed = partial(_indexed, names=Named(**named), folder=Path(cache_dir))
     shards = find_shards(pattern)
-    index, left_out = indexed(shards)
     vals = find_shards(val) if val else _val_shards(pattern)
     if both := set(shards) & set(vals):
         raise ValueError(f"{min(both)} is a shard to train on and to validate on; name it once")
+    index, left_out = indexed(shards)
     rows = open_memmap(index, mode="r")
     layout = "side by side" if rows["a"][0] == rows["b"][0] else "two files each"
     layout = f"{layout}, in {len(shards)} shard{'s' * (len(shards) > 1)}"
@@ -166,7 +166,7 @@ def _held_out(ranks: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
         )
     n_val = min(max(1, round(len(ranks) * val_fraction)), len(ranks) - 1)
     # Ranks follow from names, so most of the split stays when shards are added later.
-    shuffled = ranks ^ np.uint64(_number(str(seed)))
+    shuffled = ranks * np.uint64(_number(str(seed)) | 1)
     return np.sort(np.argpartition(shuffled, n_val - 1)[:n_val])
 
 
@@ -282,7 +282,7 @@ def _check_single(shard: Path, paths: Iterable[PurePosixPath]) -> None:
 
 def _check_rows(rows: np.ndarray, shards: Sequence[Path], others: Counter[str]) -> None:
     if not len(rows):
-        found = ", ".join(f"{n} {kind}" for kind, n in others.items()) or "nothing"
+        found = ", ".join(f"{n} {kind}" for kind, n in others.items())
         raise ValueError(
             f"{shards[0]} and the shards beside it hold no pairs ({found}). Expected pictures: "
             f"{', '.join(SUFFIXES)}"

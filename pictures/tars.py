@@ -32,9 +32,12 @@ class Member:
 
     @cached_property
     def path(self) -> PurePosixPath:
-        """Its path within the shard."""
-        with self._found() as (_, member):
-            return PurePosixPath(member.name)
+        """Its path within the shard; of one that is not there any more, its place."""
+        try:
+            with self._found() as (_, member):
+                return PurePosixPath(member.name)
+        except OSError:
+            return PurePosixPath(f"at byte {self.start}")
 
     @property
     def name(self) -> str:
@@ -68,10 +71,7 @@ class Member:
         return False
 
     def __str__(self) -> str:
-        try:
-            return f"{self.shard}/{self.path}"
-        except OSError:
-            return f"{self.shard} at byte {self.start}"
+        return f"{self.shard}/{self.path}"
 
     @contextmanager
     def _found(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

@@ -1,0 +1,314 @@
+import io
+import pickle
+import shutil
+import sys
+import tarfile
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from runs import assert_same, results
+
+from config import Config
+from dataset import PairedImages
+from pictures import shards
+from pictures.decode import BadPictures
+from pictures.tars import find_shards, members_of
+from recipes import resolve
+from scripts import Interrupted
+from sources import Data, open_data, recipe_of, split_of
+from train import train
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def pack(path: str, files: Mapping[str, bytes]) -> Path:
+    """Write a shard as any tool does."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return Path(path)
+
+
+def noise(count: int, width: int = 64) -> dict[str, bytes]:
+    random = np.random.default_rng(count)
+    shape = (32, width, 3)
+    return {f"{n:02d}.png": png(random.integers(256, size=shape, dtype="u1")) for n in range(count)}
+
+
+def settings(dataset: str, **changes: object) -> Config:
+    wide = {"check_halves": False, "batch_size": 1}
+    return resolve(Config(**(TINY | wide | {"dataset": dataset} | changes)))[0]
+
+
+def opened(dataset: str, **changes: object) -> Data:
+    return open_data(settings(dataset, **changes))
+
+
+def samples(pairs: PairedImages, epoch: int = 0) -> list[torch.Tensor]:
+    return [pairs[epoch, index] for index in range(len(pairs))]
+
+
+@pytest.fixture
+def sharded(towns: Path) -> Path:
+    """The small towns in three shards to train on, one to validate on."""
+    for part, shares in (("train", (3, 3, 2)), ("val", (2,))):
+        files = iter(sorted((towns / part).iterdir()))
+        for number, share in enumerate(shares):
+            content = {f"./{file.name}": file.read_bytes() for file in islice(files, share)}
+            pack(f"shards/{part}-{number:02d}.tar", content)
+    return Path("shards")
+
+
+# --- The same pairs ---
+def test_pairs_in_shards_are_those_of_the_folder_they_were_made_of(towns: Path, sharded: Path):
+    ours = opened(f"{sharded}/train-{{00..02}}.tar")
+    theirs = opened(str(towns), labels="none", cache_limit_gb=0)
+    for images, others in ((ours.train, theirs.train), (ours.val, theirs.val)):
+        assert len(images) == len(others) > 0
+        assert all(map(torch.equal, samples(images, epoch=1), samples(others, epoch=1)))
+    assert ours.facts == theirs.facts
+
+
+@pytest.mark.parametrize(
+    ("names", "changes"),
+    [
+        (("{}.a.png", "{}.b.png"), {}),
+        (("{}.a.jpg", "{}.b.png"), {}),
+        (("{}.photo.png", "{}.map.png"), {"suffix_a": ".photo", "suffix_b": ".map"}),
+        (("x/A/{}.png", "x/B/{}.png"), {}),
+        (("images/{}.png", "masks/{}.png"), {"a": "images", "b": "masks"}),
+        (("long" * 40 + "/ü/A/{}.png", "long" * 40 + "/ü/B/{}.png"), {}),
+    ],
+)
+def test_both_sides_are_told_apart(names: tuple[str, str], changes: dict[str, str]):
+    files = {}
+    for number in range(4):
+        for level, name in zip((10, 200), names, strict=True):
+            files[name.format(number)] = png(np.full((32, 32, 3), level + number, "u1"))
+    others = {"0.json": b"{}", "0.cls": b"1", ".hidden.png": b"", "__MACOSX/x.png": b""}
+    pack("set/train.tar", dict(sorted((files | others).items(), key=lambda item: item[1])))
+    split = split_of(settings("set/train.tar", val_fraction=0.25, **changes))
+    assert (len(split.train), len(split.val), split.held_out) == (3, 1, True)
+    assert split.left_out.endswith(": 1 .cls")
+    for pair in (*split.train, *split.val):
+        a, b = (np.asarray(Image.open(file.open())) for file in pair.files)
+        assert {int(b[0, 0, 0]) - int(a[0, 0, 0])} == {190}
+        assert pair.name.startswith("train/")
+        assert str(pair.a) == f"{Path('set/train.tar').absolute()}/{pair.a.path}"
+
+
+def test_a_later_member_of_the_same_name_counts_as_when_unpacked():
+    first = noise(4)
+    shard = pack("s.tar", first)
+    with tarfile.open(shard, "a") as tar:
+        member = tarfile.TarInfo("02.png")
+        member.size = len(first["00.png"])
+        tar.addfile(member, io.BytesIO(first["00.png"]))
+    split = split_of(settings("s.tar", val_fraction=0.3))
+    content = {pair.name: pair.a.open().read() for pair in (*split.train, *split.val)}
+    assert len(content) == 4
+    assert content["s/02"] == first["00.png"]
+
+
+def test_the_data_set_is_called_after_the_folder_of_its_shards():
+    assert settings("data/facades/train-{0..9}.tar").name == "facades"
+    assert settings("data/facades/train-{0..9}.tar").direction == "BtoA"
+    assert settings("elsewhere/train-*.tar").name == "elsewhere"
+
+
+# --- Held out, and going on ---
+def test_pairs_are_held_out_by_name_and_seed_and_stay_so_when_shards_are_added():
+    pack("s-0.tar", noise(20))
+    pack("s-1.tar", noise(21))
+    before, other = (split_of(settings("s-0.tar", seed=seed)) for seed in (0, 1))
+    after = split_of(settings("s-{0..1}.tar", val_fraction=2 / 41))
+    everything = {f"s-0/{n:02d}" for n in range(20)}
+    for split in (before, other):
+        train, val = ({pair.name for pair in part} for part in (split.train, split.val))
+        assert (len(val), train | val, train & val) == (2, everything, set())
+    assert [p.name for p in before.val] != [p.name for p in other.val]
+    assert {p.name for p in after.val if p.name[:3] == "s-0"} <= {p.name for p in before.val}
+    assert before.train[-1] == before.train[len(before.train) - 1]
+    with pytest.raises(IndexError):
+        before.train[18]
+
+
+def test_a_run_goes_on_exactly(sharded: Path, monkeypatch: pytest.MonkeyPatch):
+    config = Config(**TINY, dataset=f"{sharded}/train-*.tar", batch_size=2, checkpoint_minutes=0)
+    train(replace(config, name="whole"))
+    steps = []
+
+    def stop(self: object) -> None:
+        steps.append(None)
+        if len(steps) == 7:  # in the second epoch of three
+            raise Interrupted("enough", 15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.StopRequest.check", stop)
+        with pytest.raises(Interrupted):
+            train(replace(config, name="parts"))
+    train(replace(config, name="parts"))
+    whole, parts = results("whole"), results("parts")
+    for one, other in zip(whole, parts, strict=True):
+        assert_same(one, other)
+
+
+def test_other_shards_are_another_data_set(sharded: Path):
+    before = opened(f"{sharded}/train-*.tar").identity()
+    pack(f"{sharded}/train-02.tar", noise(2))
+    now = opened(f"{sharded}/train-*.tar").identity()
+    assert {name for name in now["train"] if before["train"][name] != now["train"][name]} == {
+        "train-02.tar"
+    }
+
+
+def test_the_index_is_made_once_and_travels_light(monkeypatch: pytest.MonkeyPatch):
+    pack("s-0.tar", noise(40))
+    first = opened("s-*.tar").train
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "members_of", None)
+        second = opened("s-*.tar").train
+    packed = pickle.dumps(second.pairs)
+    assert len(packed) < second.pairs.rows.nbytes  # as a worker gets it: without the index
+    assert [*pickle.loads(packed)] == [*first.pairs]
+    assert all(map(torch.equal, samples(first), samples(pickle.loads(pickle.dumps(second)))))
+    pack("s-0.tar", noise(20))
+    assert len(opened("s-*.tar").train) == 18
+
+
+# --- What is wrong ---
+@pytest.fixture
+def damaged() -> str:
+    """Forty pairs in a shard; two, one of them not looked at beforehand, cannot be used."""
+    files = noise(40)
+    files["05.png"] = files["05.png"][:90]
+    files["20.png"] = b"no picture"
+    pack("bad/train.tar", files)
+    pack("bad/val.tar", noise(2))
+    return "bad/train.tar"
+
+
+def test_a_picture_that_cannot_be_used_is_named(damaged: str, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(BadPictures, match=r"1 of 40.*\n.*train\.tar/20\.png: not a PNG"):
+        opened(damaged)
+    monkeypatch.setattr(shards, "LOOKED_AT", 3)  # 0, 14 and 28
+    train = opened(damaged).train
+    with pytest.raises(BadPictures, match=r"train\.tar/05\.png.*\n.*on_bad_picture to \"skip\""):
+        train[0, 5]
+
+
+def test_the_next_pair_stands_for_one_that_is_left_out(
+    damaged: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
+    train = opened(damaged, on_bad_picture="skip").train
+    for _ in range(2):
+        for bad in (5, 20):
+            assert np.array_equal(train.whole(bad), train.whole(bad + 1))
+    told = capsys.readouterr().err
+    assert told.count("train.tar/05.png: ") == told.count("train.tar/20.png: ") == 1
+    monkeypatch.setattr(shards, "MOST_BAD", 1)
+    with pytest.raises(BadPictures):
+        train.whole(5)
+
+
+def test_a_shard_that_is_exchanged_during_a_run_is_named(sharded: Path):
+    train = opened(f"{sharded}/train-*.tar").train
+    shutil.copyfile(pack("other.tar", noise(1)), sharded / "train-00.tar")
+    with pytest.raises(BadPictures, match=r"train-00\.tar/at byte \d+: its shard has changed"):
+        samples(train)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1.photo.png", "1.map.png"], "name in common: 1.photo.png, 1.map.png.*set suffix_a"),
+        (["1.a.png", "1.b.png", "2.a.png"], r"only in .*s\.tar: 2\.a\.png"),
+        (["train/1.png", "val/2.png"], r"s\.tar holds pictures to validate on among others"),
+        (["1.txt"], r"s\.tar and the shards beside it hold no pairs"),
+        (["1.png"], "one pair only"),
+    ],
+)
+def test_names_that_make_no_pairs_are_explained(names: list[str], message: str):
+    pack("s.tar", {name: noise(1)["00.png"] for name in names})
+    with pytest.raises(ValueError, match=message):
+        split_of(settings("s.tar"))
+
+
+def test_shards_that_cannot_go_together_are_refused(sharded: Path):
+    two = {f"{n}.{side}.png": noise(1, 32)["00.png"] for n in range(2) for side in "ab"}
+    pack("mixed/train-0.tar", two)
+    pack("mixed/train-1.tar", noise(2))
+    pack("apart/train-0.tar", two)
+    pack("apart/val-0.tar", noise(2))
+    for dataset, changes, message in (
+        ("mixed/train-*.tar", {}, r"both halves in .*-1\.tar, and each has its own in .*-0\.tar"),
+        ("apart/train-0.tar", {}, "do not lie alike"),
+        ("mixed/train-*.tar", {"val_dir": "mixed/train-1.tar"}, "to train on and to validate on"),
+        ("apart/train-0.tar", {"train_dir": "elsewhere"}, "leave train_dir"),
+        ("apart/train-0.tar", {"val_dir": "apart"}, "apart names no shards"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            split_of(settings(dataset, **changes))
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "joined", "no tar"])
+def test_a_damaged_shard_is_named_and_loses_no_pair_in_silence(damage: str):
+    shard = pack("s.tar", noise(4))
+    content = bytearray(shard.read_bytes())
+    starts = [start for _, start in members_of(shard)]
+    if damage == "cut":
+        del content[starts[-1] + 700 :]
+    elif damage == "overwritten":
+        content[starts[2] : starts[2] + 512] = b"x" * 512
+    elif damage == "joined":
+        content = content * 2
+    else:
+        content[:] = noise(1)["00.png"]
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"s\.tar is no tar file, or damaged, or several joined"):
+        split_of(settings("s.tar"))
+
+
+def test_patterns_name_shards():
+    for name in ("t-08", "t-09", "t-10", "u", "{0..1}"):
+        pack(f"d/{name}.tar", noise(1))
+    names = {pattern: [p.stem for p in find_shards(f"d/{pattern}.tar")] for pattern in ("u", "t-*")}
+    assert names == {"u": ["u"], "t-*": ["t-08", "t-09", "t-10"]}
+    assert [p.stem for p in find_shards("d/t-{08..10}.tar")] == ["t-08", "t-09", "t-10"]
+    for pattern, message in (
+        ("d/t-{07..12}.tar", r"Of the 6 shards .* 3 do not exist:\n.*t-07"),
+        ("d/x-*.tar", "There are no shards"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            find_shards(pattern)
+    with pytest.raises(ValueError, match="compressed"):
+        split_of(settings("d/t-{08..10}.tar.gz"))
+
+
+def test_an_index_that_cannot_be_written_says_what_to_set(sharded: Path):
+    Path("file").touch()
+    with pytest.raises(OSError, match=r"index of the shards.*cannot be written.*cache_dir"):
+        split_of(settings(f"{sharded}/train-*.tar", cache_dir="file/cache"))
+
+
+def test_recipes_of_both_kinds_read_alike(sharded: Path):
+    config = settings(f"{sharded}/train-*.tar", direction="BtoA", input_nc=1, keep_aspect=True)
+    split = split_of(config)
+    ours = PairedImages(split.train, recipe_of(config, augment=True))
+    theirs = PairedImages(split.train[:], recipe_of(config, augment=True))  # as a cache
+    assert all(map(torch.equal, samples(ours), samples(theirs)))

@@ -49,7 +49,12 @@ def held(folder: Path) -> str:
 
 def no_pictures(folder: Path, sought: str = "") -> str:
     """Return the message on a folder without the pictures that are ``sought``, if not any."""
-    return f"{folder} holds no pictures{sought} ({held(folder)}). Expected {', '.join(SUFFIXES)}"
+    shards = any(path.suffix == ".tar" for path in files_below(folder))
+    pattern = f" (or the tar files in it as the data set, '{folder}/*.tar')" * shards
+    return (
+        f"{folder} holds no pictures{sought} ({held(folder)}). Expected {', '.join(SUFFIXES)}"
+        f"{pattern}"
+    )
 
 
 def check_folder(folder: Path, what: str) -> None:

@@ -296,6 +296,8 @@ def test_patterns_name_shards():
     ):
         with pytest.raises(FileNotFoundError, match=message):
             find_shards(pattern)
+    with pytest.raises(ValueError, match=r"no pictures .5 \.tar.*the data set, 'd/\*\.tar'"):
+        split_of(settings("d"))
     with pytest.raises(ValueError, match="compressed"):
         split_of(settings("d/t-{08..10}.tar.gz"))
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import tyro
 from torch import Tensor
 
-from config import Config
+from config import Config, plain_name
 from dataset import PairedImages, to_image, validation_loader
 from devices import Machine, choose_machine
 from disk import make_folder, whole_file, whole_folder
@@ -121,7 +121,7 @@ def score_checkpoints(
 
     Args:
         checkpoints: generator.pt or latest.pt of one run or more.
-        dataset: Folder of pairs, or a name in PRESETS; empty: the one it was trained on.
+        dataset: Folder of pairs, shards, or a name in PRESETS; empty: that of the training.
         split: val or train; of another data set without a split of its own, all are taken.
         direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
@@ -175,7 +175,7 @@ def _on(dataset: str, config: Config) -> tuple[Config, str]:
     if not dataset or typed & trained:
         return config, ""
     folders = dict.fromkeys(("train_dir", "val_dir", "input_dir", "target_dir"), "")
-    return replace(config, dataset=dataset, **folders), Path(dataset).absolute().name
+    return replace(config, dataset=dataset, **folders), plain_name(Path(dataset).absolute().name)
 
 
 def _measures(config: Config, sides: Sides, reader: Path | None, machine: Machine) -> list[Measure]:

@@ -209,6 +209,22 @@ class Processes:
 ALONE = Processes()
 
 
+def _place() -> tuple[int, int]:
+    """Return the rank of this process and the number of all, as the environment says."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 1
+    names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+    *numbers, address = (os.environ.get(name, "") for name in names)
+    if all(map(str.isdecimal, numbers)) and int(numbers[0]) < int(numbers[1]) and address:
+        return int(numbers[0]), int(numbers[1])
+    said = ", ".join(f"{name}={os.environ.get(name, '(not set)')}" for name in names)
+    raise ValueError(
+        f"The environment says {said}. Expected whole numbers, RANK below WORLD_SIZE, and the "
+        "address of the first process, as torchrun sets them: start by torchrun, or unset "
+        "WORLD_SIZE to train in one process"
+    )
+
+
 def by_first(method: Callable[..., None]) -> Callable[..., None]:
     """Let a method of what has ``processes`` do its work in the first of them alone."""
 
@@ -224,7 +240,7 @@ def by_first(method: Callable[..., None]) -> Callable[..., None]:
 def one_voice() -> Iterator[None]:
     """Let the first process alone print, and say what was wrong."""
     with ExitStack() as stack:
-        is_silent = int(os.environ.get("RANK", 0)) > 0
+        is_silent = _place()[0] > 0
         if is_silent:
             nothing = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nothing))
@@ -247,10 +263,11 @@ def joined(config: Config) -> Iterator[Processes]:
         config: Resolved settings.
 
     Raises:
-        ValueError: With these settings many processes would make another run than one.
+        ValueError: With these settings many processes would make another run than one, or the
+            environment says what cannot be.
         LostProcessError: Some are missing; the message says which.
     """
-    count = int(os.environ.get("WORLD_SIZE", 1))
+    _, count = _place()
     if count == 1:
         yield ALONE
         return

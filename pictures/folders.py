@@ -50,7 +50,7 @@ def held(folder: Path) -> str:
 def no_pictures(folder: Path, sought: str = "") -> str:
     """Return the message on a folder without the pictures that are ``sought``, if not any."""
     shards = any(path.suffix == ".tar" for path in files_below(folder))
-    pattern = f" (or the tar files in it as the data set, '{folder}/*.tar')" * shards
+    pattern = f" (or the tar files in it as the data set, as '{folder}/train-*.tar')" * shards
     return (
         f"{folder} holds no pictures{sought} ({held(folder)}). Expected {', '.join(SUFFIXES)}"
         f"{pattern}"

@@ -7,6 +7,7 @@ pairs are read in any order, as those in folders are, and a run goes on exactly.
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,7 @@ ENDS = (
 # Of a pair: the number of its shard, where A and B begin in it (at one byte if they lie side by
 # side), and a number that follows from its name, by which pairs are held out.
 ROW = np.dtype([("shard", "<u4"), ("a", "<u8"), ("b", "<u8"), ("rank", "<u8")])
+VAL_SHARD = re.compile(rf"(?<![a-z])({'|'.join(VAL_NAMES)})(?![a-z])", re.IGNORECASE)
 FORMAT = 1  # to be raised when the index of the same shards changes
 LOOKED_AT = 256  # pairs that tell what all are
 MOST_BAD = 100  # pairs in a row that are passed over
@@ -123,6 +125,7 @@ def find_sharded(
     """
     indexed = partial(_indexed, names=Named(**named), folder=Path(cache_dir))
     shards = find_shards(pattern)
+    _check_names(shards)
     vals = find_shards(val) if val else _val_shards(pattern)
     if both := set(shards) & set(vals):
         raise ValueError(f"{min(both)} is a shard to train on and to validate on; name it once")
@@ -156,6 +159,16 @@ def _val_shards(pattern: str) -> list[Path]:
         except FileNotFoundError:
             continue
     return []
+
+
+def _check_names(shards: Sequence[Path]) -> None:
+    """Refuse shards to validate on among those to train on, as of a pattern for all there are."""
+    named = [shard for shard in shards if VAL_SHARD.search(shard.stem)]
+    if 0 < len(named) < len(shards):
+        raise ValueError(
+            f"{named[0]} is by its name for validation, among shards to train on. Name the latter "
+            "alone, as in train-*.tar"
+        )
 
 
 def _held_out(ranks: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:

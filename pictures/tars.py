@@ -154,7 +154,10 @@ def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, int | None]]:
                     yield path, None if member.type in LINKS else member.offset
             # It stops without a word at a header that is damaged.
             tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(PADDING).strip(b"\0"):
+            rest = tar.fileobj.read(PADDING)
+            if not rest:
+                raise tarfile.ReadError("it is cut: the zeros at its end are missing")
+            if rest.strip(b"\0"):
                 raise tarfile.ReadError(f"it goes on after its end, at byte {tar.offset}")
     except tarfile.TarError as error:
         raise ValueError(

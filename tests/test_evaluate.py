@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -106,8 +107,12 @@ def test_another_data_set_is_scored_whole_under_its_own_name(towns: Path, tmp_pa
         Path("checkpoints/a/generator.pt"), dataset=f"{flat}/", direction="BtoA"
     )
     assert back["l1"] != summary["l1"]
-    names = {path.name for path in Path("evaluation/a").glob("scores*")}
-    assert names == {"scores_set.v1_all.csv", "scores_set.v1_all.json"}
+    with tarfile.open("s-0.tar", "w") as shard:
+        shard.add(flat, "")
+    packed = score_checkpoint(Path("checkpoints/a/generator.pt"), dataset="s-*.tar")
+    assert packed["l1"] == pytest.approx(summary["l1"])
+    names = {path.name for path in Path("evaluation/a").glob("scores*.json")}
+    assert names == {"scores_set.v1_all.json", "scores_s-_.tar_all.json"}
 
 
 def test_what_was_trained_on_is_not_scored_as_validation(towns: Path, tmp_path: Path):

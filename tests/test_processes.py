@@ -287,6 +287,37 @@ def test_who_cannot_be_reached(config: Config, monkeypatch: pytest.MonkeyPatch):
     assert "did not find each other" in Path("0.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"RANK": "2"},
+        {"RANK": "0", "WORLD_SIZE": "two"},
+        {"RANK": "0", "MASTER_PORT": "http"},
+        {"RANK": "0", "MASTER_ADDR": ""},
+    ],
+    ids=lambda said: "-".join(said.values()) or "no rank",
+)
+def test_an_environment_that_cannot_be_is_told(
+    config: Config, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
+):
+    monkeypatch.delenv("RANK", raising=False)
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (place | said).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"The environment says RANK=.* unset WORLD_SIZE"):
+        train(config)
+
+
+def test_a_rank_alone_makes_no_process_silent(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(OSError, match="nowhere"):
+        train(replace(config, dataset="nowhere"))
+    assert "Settings" in capsys.readouterr().out
+
+
 def wait_shortly() -> None:
     processes.START_S = 1
 

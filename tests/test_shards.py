@@ -258,6 +258,7 @@ def test_shards_that_cannot_go_together_are_refused(sharded: Path):
     for dataset, changes, message in (
         ("mixed/train-*.tar", {}, r"both halves in .*-1\.tar, and each has its own in .*-0\.tar"),
         ("apart/train-0.tar", {}, "do not lie alike"),
+        ("apart/*.tar", {}, r"val-0\.tar is by its name for validation"),
         ("mixed/train-*.tar", {"val_dir": "mixed/train-1.tar"}, "to train on and to validate on"),
         ("apart/train-0.tar", {"train_dir": "elsewhere"}, "leave train_dir"),
         ("apart/train-0.tar", {"val_dir": "apart"}, "apart names no shards"),
@@ -266,13 +267,15 @@ def test_shards_that_cannot_go_together_are_refused(sharded: Path):
             split_of(settings(dataset, **changes))
 
 
-@pytest.mark.parametrize("damage", ["cut", "overwritten", "joined", "no tar"])
+@pytest.mark.parametrize("damage", ["cut", "cut between", "overwritten", "joined", "no tar"])
 def test_a_damaged_shard_is_named_and_loses_no_pair_in_silence(damage: str):
     shard = pack("s.tar", noise(4))
     content = bytearray(shard.read_bytes())
     starts = [start for _, start in members_of(shard)]
     if damage == "cut":
         del content[starts[-1] + 700 :]
+    elif damage == "cut between":
+        del content[starts[-1] :]
     elif damage == "overwritten":
         content[starts[2] : starts[2] + 512] = b"x" * 512
     elif damage == "joined":
@@ -296,7 +299,9 @@ def test_patterns_name_shards():
     ):
         with pytest.raises(FileNotFoundError, match=message):
             find_shards(pattern)
-    with pytest.raises(ValueError, match=r"no pictures .5 \.tar.*the data set, 'd/\*\.tar'"):
+    with pytest.raises(
+        ValueError, match=r"no pictures .5 \.tar.*the data set, as 'd/train-\*\.tar'"
+    ):
         split_of(settings("d"))
     with pytest.raises(ValueError, match="compressed"):
         split_of(settings("d/t-{08..10}.tar.gz"))

@@ -125,10 +125,8 @@ def find_sharded(
     """
     indexed = partial(_indexed, names=Named(**named), folder=Path(cache_dir))
     shards = find_shards(pattern)
-    _check_names(shards)
     vals = find_shards(val) if val else _val_shards(pattern)
-    if both := set(shards) & set(vals):
-        raise ValueError(f"{min(both)} is a shard to train on and to validate on; name it once")
+    _check_apart(shards, vals)
     index, left_out = indexed(shards)
     rows = open_memmap(index, mode="r")
     layout = "side by side" if rows["a"][0] == rows["b"][0] else "two files each"
@@ -142,11 +140,7 @@ def find_sharded(
         val_pairs = tuple(_pair(shards, row) for row in rows[held_out])
         layout = f"{layout}, {len(held_out)} of {len(rows)} held out by val_fraction"
     train = ShardedPairs(shards, index, held_out)
-    if (train[0].b is None) != (val_pairs[0].b is None):
-        raise ValueError(
-            f"The pairs in {pattern} and those to validate on do not lie alike: one file holds "
-            "both halves, or each has its own. Make both sets in one way"
-        )
+    _check_alike(train[0], val_pairs[0])
     return Split(train, val_pairs, layout, shards[0].parent, not vals, left_out)
 
 
@@ -161,13 +155,23 @@ def _val_shards(pattern: str) -> list[Path]:
     return []
 
 
-def _check_names(shards: Sequence[Path]) -> None:
-    """Refuse shards to validate on among those to train on, as of a pattern for all there are."""
+def _check_apart(shards: Sequence[Path], vals: Sequence[Path]) -> None:
+    """Refuse to train on shards for validation, as a pattern for all that there are would."""
+    if both := {*shards} & {*vals}:
+        raise ValueError(f"{min(both)} is a shard to train on and to validate on; name it once")
     named = [shard for shard in shards if VAL_SHARD.search(shard.stem)]
     if 0 < len(named) < len(shards):
         raise ValueError(
             f"{named[0]} is by its name for validation, among shards to train on. Name the latter "
             "alone, as in train-*.tar"
+        )
+
+
+def _check_alike(train: Pair, val: Pair) -> None:
+    if (train.b is None) != (val.b is None):
+        raise ValueError(
+            f"{train.a} and, to validate on, {val.a} do not lie alike: one file holds both "
+            "halves, or each has its own. Make both sets in one way"
         )
 
 

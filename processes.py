@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -23,10 +23,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from config import Config
+from config import PATHS, Config
 from scripts import Interrupted
 
 T = TypeVar("T")
+
+# Settings that may differ from one computer to the other.
+OWN = {*PATHS, "name", "mirror", "device", "num_workers"}
 
 START_S = 300  # to find each other
 TURN_S = 24 * 3600  # to fetch and decode a data set, while the others wait
@@ -276,6 +279,7 @@ def joined(config: Config) -> Iterator[Processes]:
     try:
         processes = find_others()
         try:
+            _check_all(config, processes)
             yield processes
         except LostProcessError:
             raise
@@ -306,6 +310,23 @@ def _check(config: Config, count: int) -> None:
             "norm is batch, whose statistics would be those of each process's share of the batch, "
             f"so that {count} processes would make another run than one; leave norm at instance, "
             "or start one process."
+        )
+
+
+def _check_all(config: Config, processes: Processes) -> None:
+    """Refuse processes that were started with other settings: they would wait in other places."""
+    settings = {name: value for name, value in asdict(config).items() if name not in OWN}
+    first, *others = processes.gather(settings)
+    differ = [
+        f"  {name} is {other.get(name)} in rank {rank}, {first.get(name)} in rank 0"
+        for rank, other in enumerate(others, start=1)
+        for name in first | other
+        if other.get(name) != first.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            "The processes have different settings:\n" + "\n".join(differ) + "\nStart all with the "
+            "same code, config.py and command"
         )
 
 

@@ -255,6 +255,17 @@ def test_other_pairs_are_refused(config: Config):
     assert said(2).count("The processes of rank 1 see other pairs") == 1
 
 
+def test_other_settings_are_refused(config: Config):
+    assert run(config, 2, {1: learn_faster}) == [2, 2]
+    assert said(2).count("lr is 0.1 in rank 1, 0.0002 in rank 0") == 1
+
+
+def learn_faster() -> None:
+    module = sys.modules["train"]
+    resolve = module.resolve
+    module.resolve = lambda config: resolve(replace(config, lr=0.1))
+
+
 def see_other_pairs() -> None:
     from sources import Data
 

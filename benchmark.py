@@ -46,14 +46,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
 from dataset import PairedImages, normalise, training_loader
-from devices import PRECISIONS, Machine, choose_machine, pick_device, pick_dtype
-from disk import make_folder, whole_file
-from processes import ALONE, LostProcessError, Processes, find_others
-from progress import progress
+from machine.devices import PRECISIONS, Machine, choose_machine, pick_device, pick_dtype
+from machine.disk import make_folder, whole_file
+from machine.processes import ALONE, LostProcessError, Processes, find_others
+from machine.progress import progress
+from machine.stopping import is_out_of_memory, run_script
 from recipes import resolve
-from scripts import is_out_of_memory, run_script
-from sources import open_pairs, split_of
-from towns.draw import draw_pair, draw_towns
+from run.sources import open_pairs, split_of
+from samples.towns import draw_pair, draw_towns
 from train import new_state, step_of, train, train_step
 from utils import build_generator, known_sides, load_file
 

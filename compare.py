@@ -9,10 +9,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from disk import whole_file
-from page import Shown, Table, read_scores, render, write_page
+from machine.disk import whole_file
+from machine.stopping import run_script
 from pictures.sheet import contact_sheet, data_address
-from scripts import run_script
+from web.results import Shown, Table, read_scores, render, write_page
 
 RESAMPLES = 10_000
 Strips = list[list[Image.Image]]  # of each picture the input, the output and the target

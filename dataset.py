@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from config import Config
+from machine.workers import prepared
 from pictures.cache import PairCache
 from pictures.encode import image_of
 from pictures.layouts import Pair
-from pictures.pairs import Kinds, Recipe
+from pictures.pairs import Kinds, Preparation
 from pictures.shards import PairsInShards, ShardedPairs
 from pictures.sides import Side, Sides
-from workers import prepared
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 
@@ -36,10 +36,10 @@ class PairedImages(Dataset):
 
     Args:
         pairs: Where the pairs lie.
-        recipe: How they become samples.
+        preparation: How they become samples.
 
     Attributes:
-        recipe: As given.
+        preparation: As given.
         pairs: The pairs that are used, in the order of the indices.
         looked_at: Indices of those that tell what the pictures are: all, unless they are in shards.
         sizes: Original (height, width) of the input, of these.
@@ -52,17 +52,17 @@ class PairedImages(Dataset):
         OSError: The cache cannot be written.
     """
 
-    def __init__(self, pairs: Sequence[Pair], recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, pairs: Sequence[Pair], preparation: Preparation) -> None:
+        self.preparation = preparation
         kept = PairsInShards if isinstance(pairs, ShardedPairs) else PairCache
-        self._kept = kept(pairs, recipe)
-        self._augment = _augmentation(recipe)
+        self._kept = kept(pairs, preparation)
+        self._augment = _augmentation(preparation)
         self.pairs: Sequence[Pair] = self._kept.pairs
         self.looked_at: Sequence[int] = self._kept.looked_at
         self.sizes: list[tuple[int, int]] = self._kept.sizes
         self.contents: dict[str, str] = self._kept.contents
         self.kinds: Kinds = self._kept.kinds
-        self.notes = self._kept.notes + _enlarged(self.sizes, recipe)
+        self.notes = self._kept.notes + _enlarged(self.sizes, preparation)
 
     def __len__(self) -> int:
         """Count the pairs."""
@@ -97,21 +97,21 @@ class PairedImages(Dataset):
         # Each step gets a seed of its own: with Compose.set_random_seed all would draw the same
         # numbers, and exactly the crops from the upper half would be mirrored.
         for step, transform in enumerate(self._augment.transforms):
-            transform.set_random_seed(derived_seed(self.recipe.seed, epoch, index, step))
+            transform.set_random_seed(derived_seed(self.preparation.seed, epoch, index, step))
         # One array under the one target that is always transformed, so no half is left behind.
         return self._augment(image=pair)["image"]
 
 
-def _augmentation(recipe: Recipe) -> A.Compose:
+def _augmentation(preparation: Preparation) -> A.Compose:
     # Validation pictures that kept their aspect are still longer than the crop.
-    crop = A.RandomCrop if recipe.augment else A.CenterCrop
-    mirror = [A.HorizontalFlip(p=0.5)] if recipe.augment and recipe.flip else []
-    return A.Compose([crop(recipe.crop_size, recipe.crop_size), *mirror])
+    crop = A.RandomCrop if preparation.augment else A.CenterCrop
+    mirror = [A.HorizontalFlip(p=0.5)] if preparation.augment and preparation.flip else []
+    return A.Compose([crop(preparation.crop_size, preparation.crop_size), *mirror])
 
 
-def _enlarged(sizes: Sequence[tuple[int, int]], recipe: Recipe) -> list[str]:
-    small = sum(min(height_width) < recipe.size for height_width in sizes)
-    setting = f"{'load_size' if recipe.augment else 'crop_size'} {recipe.size}"
+def _enlarged(sizes: Sequence[tuple[int, int]], preparation: Preparation) -> list[str]:
+    small = sum(min(height_width) < preparation.size for height_width in sizes)
+    setting = f"{'load_size' if preparation.augment else 'crop_size'} {preparation.size}"
     note = f"{small} of {len(sizes)} pictures are smaller than {setting} and are enlarged"
     return [note] if small else []
 

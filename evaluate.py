@@ -14,18 +14,18 @@ from torch import Tensor
 
 from config import Config, plain_name
 from dataset import PairedImages, to_image, validation_loader
-from devices import Machine, choose_machine
-from disk import make_folder, whole_file, whole_folder
-from features import FeatureDistances, Lpips, fetched, find_network
 from generator import Generator
-from page import Shown, write_page
+from machine.devices import Machine, choose_machine
+from machine.disk import make_folder, whole_file, whole_folder
+from machine.progress import progress
+from machine.stopping import run_script
 from pictures.sheet import beside
 from pictures.sides import Sides
-from progress import progress
-from scores import Classes, FixedMarks, Measure, Scores, measures_of, score_all
-from scripts import run_script
-from sources import open_pairs, split_of, unknown_classes
+from run.sources import open_pairs, split_of, unknown_classes
+from scoring.photos import FeatureDistances, Lpips, fetched, find_network
+from scoring.scores import Classes, FixedMarks, Measure, Scores, measures_of, score_all
 from utils import load_generator, testing
+from web.results import Shown, write_page
 
 SMALL = 160  # pixels, largest side of each of the three in a small strip
 

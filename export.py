@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
 from dataset import normalise, validation_loader
-from disk import make_folder, whole_file
-from drawing_page import write_page
 from generator import Generator, norm_layer
-from scripts import run_script
-from sources import open_pairs, split_of
+from machine.disk import make_folder, whole_file
+from machine.stopping import run_script
+from run.sources import open_pairs, split_of
 from utils import load_generator
+from web.drawing import write_page
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Precision = Literal["fp32", "fp16", "int8"]

@@ -24,18 +24,18 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from config import Config, parse_command_line
 from dataset import derived_seed, normalise, training_loader
-from devices import Machine, choose_machine, played_back
 from discriminator import Discriminator
 from generator import Generator
 from losses import class_loss, feature_loss, follow, perceptual_loss, photo_network
+from machine.devices import Machine, choose_machine, played_back
+from machine.processes import joined, one_voice
+from machine.stopping import StopRequest, freeing_frames, run_script
 from pictures.sides import Sides
-from processes import joined, one_voice
 from recipes import describe, resolve
-from report import Report
-from saving import Checkpoints, Saved
-from scripts import StopRequest, freeing_frames, run_script
-from sources import Data, open_data
-from teacher import Teacher
+from run.checkpoints import Checkpoints, Saved
+from run.report import Report
+from run.sources import Data, open_data
+from run.teacher import Teacher
 from utils import build_generator
 
 Losses = dict[str, Tensor]  # by name: scalars on the device

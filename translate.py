@@ -21,17 +21,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dataset import denormalise, scaled
-from devices import Machine, choose_machine
-from disk import make_folder
 from generator import Generator
+from machine.devices import Machine, choose_machine
+from machine.disk import make_folder
+from machine.progress import progress
+from machine.stopping import is_out_of_memory, run_script
 from pictures.decode import Picture, PictureError, Reading, decode, read_picture
 from pictures.encode import HOLDS, as_opened, can_hold
 from pictures.jobs import Job, ahead, find_jobs, left_out, save
 from pictures.pairs import SQUARE, cut, resize
 from pictures.palettes import numbered, share_unknown
 from pictures.sides import OWN_RANGES, SCALABLE, Kind, Side, misfit, to_kind
-from progress import progress
-from scripts import is_out_of_memory, run_script
 from utils import load_generator, testing
 
 Scale = Literal["trained", "own", "crop"]

@@ -12,8 +12,8 @@ import torch
 
 from authors import import_generator
 from config import Config, plain_name
-from devices import pick_device
 from generator import Generator
+from machine.devices import pick_device
 from pictures.sides import Side, Sides
 from recipes import palettes_of, resolve
 

@@ -15,14 +15,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib.format import dtype_to_descr, open_memmap, write_array_header_1_0
 
-from disk import check_space, is_full, reason_of, remove_drafts, whole_file
+from machine.disk import check_space, is_full, reason_of, remove_drafts, whole_file
+from machine.progress import progress
 from pictures.decode import BadPictures, PictureError
 from pictures.jobs import ahead
 from pictures.layouts import Pair
 from pictures.pairs import (
     Kinds,
     PairHeader,
-    Recipe,
+    Preparation,
     check_kinds,
     check_pair,
     content_of,
@@ -31,11 +32,10 @@ from pictures.pairs import (
     shape_of,
 )
 from pictures.sides import Kind, common_dtype
-from progress import progress
 
 N_THREADS = min(8, os.cpu_count() or 1)
 Read = tuple[np.ndarray, bool, str]  # a pair, whether any of it was transparent, hash of its files
-FORMAT = 6  # to be raised when what is stored changes for the same pairs and recipe
+FORMAT = 6  # to be raised when what is stored changes for the same pairs and preparation
 
 
 class PairCache:
@@ -46,7 +46,7 @@ class PairCache:
 
     Args:
         pairs: The pairs.
-        recipe: What to make of them, where to keep it, and whether to leave out pairs that cannot
+        preparation: What to make of them, where to keep it, and whether to leave out pairs that cannot
             be used, as long as any can.
 
     Attributes:
@@ -62,20 +62,20 @@ class PairCache:
         OSError: If the cache cannot be written.
     """
 
-    def __init__(self, pairs: Sequence[Pair], recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.path = Path(recipe.cache_dir).absolute() / f"{_key(pairs, recipe)}.npy"
+    def __init__(self, pairs: Sequence[Pair], preparation: Preparation) -> None:
+        self.preparation = preparation
+        self.path = Path(preparation.cache_dir).absolute() / f"{_key(pairs, preparation)}.npy"
         index, self._pixels = _load(self.path)
-        if index is None or (self._pixels is None and _fits(index["n_bytes"], recipe)):
+        if index is None or (self._pixels is None and _fits(index["n_bytes"], preparation)):
             try:
-                _build(self.path, pairs, recipe)
+                _build(self.path, pairs, preparation)
             except OSError as error:
                 # Windows: another run has made the same files first and holds them open.
                 if _load(self.path)[1] is None:
                     raise _unwritable(self.path, error) from error
             index, self._pixels = _load(self.path)
         bad = _bad_pictures(index, len(pairs))
-        if bad.errors and (recipe.on_bad_picture == "stop" or not index["good"]):
+        if bad.errors and (preparation.on_bad_picture == "stop" or not index["good"]):
             raise bad
         self.pairs = tuple(pairs[number] for number in index["good"])
         self.sizes = [(height, width) for height, width in index["sizes"]]
@@ -98,7 +98,7 @@ class PairCache:
         if not self.is_stored:
             self.notes.append(
                 f"the cache would need {index['n_bytes'] / 1e9:.1f} GB, over cache_limit_gb "
-                f"{recipe.cache_limit_gb:g}: pictures are decoded on the fly"
+                f"{preparation.cache_limit_gb:g}: pictures are decoded on the fly"
             )
 
     def read(self, index: int) -> np.ndarray:
@@ -110,7 +110,7 @@ class PairCache:
         """
         if not self.is_stored:
             try:
-                return read_pair(self.pairs[index], self.recipe, self.kinds)[0]
+                return read_pair(self.pairs[index], self.preparation, self.kinds)[0]
             except PictureError as error:
                 raise BadPictures([error], len(self.pairs), can_skip=False) from error
         if self._pixels is None:
@@ -129,10 +129,10 @@ class PairCache:
         return {**self.__dict__, "_pixels": None}
 
 
-def _key(pairs: Sequence[Pair], recipe: Recipe) -> str:
+def _key(pairs: Sequence[Pair], preparation: Preparation) -> str:
     """Hash everything that the arrays follow from."""
     files = [_facts(file) for pair in pairs for file in pair.files]
-    facts = {"format": FORMAT, "recipe": recipe.of_the_arrays, "files": files}
+    facts = {"format": FORMAT, "preparation": preparation.of_the_arrays, "files": files}
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
@@ -159,8 +159,8 @@ def _load(path: Path) -> tuple[dict[str, Any] | None, np.ndarray | None]:
     return index, pixels if (pixels.dtype, pixels.size) == expected else None
 
 
-def _fits(n_bytes: int, recipe: Recipe) -> bool:
-    return n_bytes <= recipe.cache_limit_gb * 1e9
+def _fits(n_bytes: int, preparation: Preparation) -> bool:
+    return n_bytes <= preparation.cache_limit_gb * 1e9
 
 
 def _bad_pictures(index: dict[str, Any], n_pairs: int) -> BadPictures:
@@ -171,42 +171,42 @@ def _bad_pictures(index: dict[str, Any], n_pairs: int) -> BadPictures:
     return BadPictures(errors, n_pairs)
 
 
-def _build(path: Path, pairs: Sequence[Pair], recipe: Recipe) -> None:
+def _build(path: Path, pairs: Sequence[Pair], preparation: Preparation) -> None:
     """Check and decode all pairs and write their files, the index last: it makes them whole."""
     with whole_file(path.with_suffix(".json")) as draft, ThreadPoolExecutor(N_THREADS) as pool:
         draft.touch()  # whether it can be written is better known before the work
         remove_drafts(path.parent)
-        check = partial(check_pair, recipe=recipe)
+        check = partial(check_pair, preparation=preparation)
         headers = list(_each(pool, check, pairs, "checking pictures"))
         good = [header for header in headers if isinstance(header, PairHeader)]
         if not good:
             raise BadPictures(headers, len(pairs))
-        kinds = settle_kinds(good, recipe)
-        headers = [_fitting(*one, kinds, recipe) for one in zip(pairs, headers, strict=True)]
+        kinds = settle_kinds(good, preparation)
+        headers = [_fitting(*one, kinds, preparation) for one in zip(pairs, headers, strict=True)]
         dtype, good = common_dtype(kinds), [h for h in headers if isinstance(h, PairHeader)]
-        n_bytes = sum(math.prod(shape_of(h, recipe, kinds)) for h in good) * dtype.itemsize
+        n_bytes = sum(math.prod(shape_of(h, preparation, kinds)) for h in good) * dtype.itemsize
         checked = zip(pairs, headers, strict=True)
         sound = [head if isinstance(head, PictureError) else pair for pair, head in checked]
 
         def read(pair: Pair) -> Read:
-            return *read_pair(pair, recipe, kinds), content_of(pair)
+            return *read_pair(pair, preparation, kinds), content_of(pair)
 
         pictures = _each(pool, read, sound, "decoding pictures")
-        store = _npy_file(path, dtype, n_bytes) if _fits(n_bytes, recipe) else None
+        store = _npy_file(path, dtype, n_bytes) if _fits(n_bytes, preparation) else None
         with store or contextlib.nullcontext() as file:
             index = {"kinds": kinds, "n_bytes": n_bytes} | _write(file, headers, pictures)
-            if index["bad"] and recipe.on_bad_picture == "stop":
+            if index["bad"] and preparation.on_bad_picture == "stop":
                 raise _bad_pictures(index, len(pairs))
         draft.write_text(json.dumps(index))
 
 
 def _fitting(
-    pair: Pair, header: PairHeader | PictureError, kinds: Kinds, recipe: Recipe
+    pair: Pair, header: PairHeader | PictureError, kinds: Kinds, preparation: Preparation
 ) -> PairHeader | PictureError:
     """Return the header, or why the pair does not fit those that are of one kind."""
     try:
         if isinstance(header, PairHeader):
-            check_kinds(pair, header, kinds, recipe)
+            check_kinds(pair, header, kinds, preparation)
     except PictureError as error:
         return error
     return header

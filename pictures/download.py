@@ -13,9 +13,9 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from disk import check_space, reason_of, whole_folder
+from machine.disk import check_space, reason_of, whole_folder
+from machine.progress import progress
 from pictures.folders import SUFFIXES
-from progress import progress
 
 ARCHIVES = ("facades", "maps", "cityscapes", "edges2shoes", "edges2handbags", "night2day")
 KAGGLE = "https://www.kaggle.com/datasets/vikramtiwari/pix2pix-dataset"

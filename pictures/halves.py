@@ -9,7 +9,7 @@ import numpy as np
 from pictures.decode import PictureError, read_picture
 from pictures.folders import shortened
 from pictures.layouts import Pair
-from pictures.pairs import Recipe, check_pair
+from pictures.pairs import Preparation, check_pair
 
 N_SEEN = 32  # pictures that are looked at, spread over the set
 # Of the pairs measured 0 to 6 % go on across the cut by these two, of single pictures 75 to 97 %.
@@ -20,12 +20,12 @@ EVEN = 0.06  # how far JPEG leaves a gutter's colour off, as a share of the pict
 MOSTLY = 0.95  # in this share of its pixels
 
 
-def check_halves(pairs: Sequence[Pair], recipe: Recipe) -> list[str]:
+def check_halves(pairs: Sequence[Pair], preparation: Preparation) -> list[str]:
     """Refuse pictures that would be cut in half and look like single ones.
 
     Args:
         pairs: Side by side. Those that cannot be used are passed over.
-        recipe: What is expected of them.
+        preparation: What is expected of them.
 
     Returns:
         Remarks for the user: on a gutter between the halves.
@@ -41,7 +41,7 @@ def check_halves(pairs: Sequence[Pair], recipe: Recipe) -> list[str]:
         names = " and ".join(folders)
         raise _single(f"{names} hold the same names", f"set a and b to {names}")
     going_on, n_judged, gutters = [], 0, []
-    for name, pixels in _sample(pairs, recipe):
+    for name, pixels in _sample(pairs, preparation):
         goes_on = _goes_on(pixels)
         n_judged += goes_on is not None
         going_on += [name] * bool(goes_on)
@@ -85,12 +85,12 @@ def _twin_folders(pairs: Sequence[Pair]) -> tuple[str, ...]:
     return tuple(names) if len(others) == 1 and others[0] == first else ()
 
 
-def _sample(pairs: Sequence[Pair], recipe: Recipe) -> Iterator[tuple[str, np.ndarray]]:
+def _sample(pairs: Sequence[Pair], preparation: Preparation) -> Iterator[tuple[str, np.ndarray]]:
     """Yield names and pixels (height, width, channels) of some pictures that can be used."""
     for pair in pairs[:: -(-len(pairs) // N_SEEN)]:
         try:
-            check_pair(pair, recipe)
-            pixels = read_picture(pair.a, recipe.reading("input")).pixels
+            check_pair(pair, preparation)
+            pixels = read_picture(pair.a, preparation.reading("input")).pixels
         except PictureError:
             continue  # whoever opens all of them lists it with the others
         yield pair.name, pixels.astype(np.float32)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from disk import is_full, reason_of, whole_file
+from machine.disk import is_full, reason_of, whole_file
 from pictures.decode import Picture, PictureError
 from pictures.encode import HOLDS, write
 from pictures.folders import (

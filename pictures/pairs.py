@@ -37,7 +37,7 @@ Kinds = tuple[Kind, Kind]  # of inputs and targets
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preparation:
     """How pairs become samples: each field but the last four as the setting of that name says."""
 
     load_size: int
@@ -101,7 +101,7 @@ class PairHeader:
     kinds: Kinds
 
 
-def check_pair(pair: Pair, recipe: Recipe) -> PairHeader:
+def check_pair(pair: Pair, preparation: Preparation) -> PairHeader:
     """Check a pair by the headers of its files.
 
     Raises:
@@ -109,19 +109,19 @@ def check_pair(pair: Pair, recipe: Recipe) -> PairHeader:
     """
     headers: dict[str, Header] = {}
     reasons, advice = {}, ""
-    for role, file in zip(recipe.roles, pair.files * (3 - len(pair.files)), strict=True):
+    for role, file in zip(preparation.roles, pair.files * (3 - len(pair.files)), strict=True):
         try:
-            headers[role] = read_header(file, recipe.reading(role))
+            headers[role] = read_header(file, preparation.reading(role))
         except PictureError as error:
             reasons |= error.reasons
             advice = error.advice
     if reasons:
         raise PictureError(reasons, advice)
     if pair.b is None:
-        headers = {role: _half(pair, header, recipe) for role, header in headers.items()}
-    for role, file in zip(recipe.roles, pair.files, strict=False):
+        headers = {role: _half(pair, header, preparation) for role, header in headers.items()}
+    for role, file in zip(preparation.roles, pair.files, strict=False):
         _check_size(file, headers[role])
-    shapes = [headers[role] for role in recipe.roles]
+    shapes = [headers[role] for role in preparation.roles]
     if pair.b and abs(_aspect(shapes[0]) / _aspect(shapes[1]) - 1) > ALIKE:
         sizes = " and ".join(f"{h.width}x{h.height}" for h in shapes)
         raise PictureError(
@@ -131,16 +131,16 @@ def check_pair(pair: Pair, recipe: Recipe) -> PairHeader:
     return PairHeader(size.height, size.width, (size.kind, headers["target"].kind))
 
 
-def settle_kinds(headers: Sequence[PairHeader], recipe: Recipe) -> Kinds:
+def settle_kinds(headers: Sequence[PairHeader], preparation: Preparation) -> Kinds:
     """Return what all inputs, and all targets, become."""
-    if recipe.kinds:
-        return recipe.kinds
+    if preparation.kinds:
+        return preparation.kinds
     sides = zip(*(header.kinds for header in headers), strict=True)
-    wanted = (recipe.input_nc, recipe.output_nc)
+    wanted = (preparation.input_nc, preparation.output_nc)
     return tuple(kind_of_all(side, nc) for side, nc in zip(sides, wanted, strict=True))
 
 
-def check_kinds(pair: Pair, header: PairHeader, kinds: Kinds, recipe: Recipe) -> None:
+def check_kinds(pair: Pair, header: PairHeader, kinds: Kinds, preparation: Preparation) -> None:
     """Refuse a pair whose pictures cannot become what those of the others are.
 
     Raises:
@@ -151,24 +151,24 @@ def check_kinds(pair: Pair, header: PairHeader, kinds: Kinds, recipe: Recipe) ->
         why = misfit(found, wanted)
         if (found.dtype, wanted.dtype) == ("uint16", "uint8"):
             why = f"it has {found}; the training pictures have {wanted}"
-        elif found.dtype != wanted.dtype and role in recipe.ranged:
+        elif found.dtype != wanted.dtype and role in preparation.ranged:
             why = f"it has {found}; {role}_range is in numbers of {wanted.dtype}"
         if why:
-            reasons[pair.files[recipe.roles.index(role) % len(pair.files)]] = why
+            reasons[pair.files[preparation.roles.index(role) % len(pair.files)]] = why
     if reasons:
         raise PictureError(reasons, _ALIKE)
 
 
-def shape_of(header: PairHeader, recipe: Recipe, kinds: Kinds) -> tuple[int, int, int]:
+def shape_of(header: PairHeader, preparation: Preparation, kinds: Kinds) -> tuple[int, int, int]:
     """Return the shape (height, width, channels) of the array that ``read_pair`` makes."""
     channels = sum(kind.channels for kind in kinds)
-    if not recipe.keep_aspect:
-        return recipe.size, recipe.size, channels
-    scale = recipe.size / min(header.height, header.width)
+    if not preparation.keep_aspect:
+        return preparation.size, preparation.size, channels
+    scale = preparation.size / min(header.height, header.width)
     return round(header.height * scale), round(header.width * scale), channels
 
 
-def read_pair(pair: Pair, recipe: Recipe, kinds: Kinds) -> tuple[np.ndarray, bool]:
+def read_pair(pair: Pair, preparation: Preparation, kinds: Kinds) -> tuple[np.ndarray, bool]:
     """Decode a pair, resize both halves and stack them, the input first, their numbers as stored.
 
     Returns:
@@ -178,13 +178,13 @@ def read_pair(pair: Pair, recipe: Recipe, kinds: Kinds) -> tuple[np.ndarray, boo
     Raises:
         PictureError: If a file cannot be decoded.
     """
-    halves = _halves(pair, recipe)
+    halves = _halves(pair, preparation)
     pixels = [halves[role].pixels for role in ROLES]
     if any(misfit(halves[role].kind, kind) for role, kind in zip(ROLES, kinds, strict=True)):
         raise PictureError({pair.a: "it has changed since it was checked"})
-    shape = shape_of(PairHeader(*pixels[0].shape[:2], kinds), recipe, kinds)
+    shape = shape_of(PairHeader(*pixels[0].shape[:2], kinds), preparation, kinds)
     ready = [
-        resize(to_kind(half, kind), shape, recipe.is_nearest(role))
+        resize(to_kind(half, kind), shape, preparation.is_nearest(role))
         for half, kind, role in zip(pixels, kinds, ROLES, strict=True)
     ]
     dtype = common_dtype(kinds)
@@ -192,14 +192,16 @@ def read_pair(pair: Pair, recipe: Recipe, kinds: Kinds) -> tuple[np.ndarray, boo
     return array, any(half.is_transparent for half in halves.values())
 
 
-def _halves(pair: Pair, recipe: Recipe) -> dict[str, Picture]:
+def _halves(pair: Pair, preparation: Preparation) -> dict[str, Picture]:
     """Decode input and target, by their roles."""
-    readings = {role: recipe.reading(role) for role in recipe.roles}
+    readings = {role: preparation.reading(role) for role in preparation.roles}
     if pair.b:
-        files = zip(recipe.roles, pair.files, strict=True)
+        files = zip(preparation.roles, pair.files, strict=True)
         return {role: read_picture(file, readings[role]) for role, file in files}
     wholes = {reading: read_picture(pair.a, reading) for reading in set(readings.values())}
-    return {role: cut(wholes[readings[role]], place) for place, role in enumerate(recipe.roles)}
+    return {
+        role: cut(wholes[readings[role]], place) for place, role in enumerate(preparation.roles)
+    }
 
 
 def cut(picture: Picture, half: int) -> Picture:
@@ -223,14 +225,14 @@ def content_of(pair: Pair) -> str:
     return digest.hexdigest()
 
 
-def _half(pair: Pair, whole: Header, recipe: Recipe) -> Header:
+def _half(pair: Pair, whole: Header, preparation: Preparation) -> Header:
     """Return the size of a half of a side-by-side picture, if it looks like one."""
     looks = f"its size of {whole.width}x{whole.height}"
     if whole.width % 2:
         reason = f"{looks} has an odd width, so it has no two equal halves{_looks_like(whole)}"
         raise PictureError({pair.a: reason}, _ADVICE)
     half = replace(whole, width=whole.width // 2)
-    if recipe.square_halves and abs(_aspect(half) - 1) > SQUARE:
+    if preparation.square_halves and abs(_aspect(half) - 1) > SQUARE:
         raise PictureError(
             {pair.a: f"{looks} is not that of two squares side by side{_looks_like(whole)}"},
             _ADVICE,

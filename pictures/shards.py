@@ -19,14 +19,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from disk import reason_of, whole_file
+from machine.disk import reason_of, whole_file
+from machine.progress import progress
 from pictures.decode import BadPictures, PictureError
 from pictures.folders import NO_PICTURES, SUFFIXES, normal_name, shortened
 from pictures.layouts import VAL_NAMES, ByName, Named, Pair, Split, by_name, matched, unpaired
 from pictures.pairs import (
     Kinds,
     PairHeader,
-    Recipe,
+    Preparation,
     check_kinds,
     check_pair,
     content_of,
@@ -34,7 +35,6 @@ from pictures.pairs import (
     settle_kinds,
 )
 from pictures.tars import RANGE, Member, find_shards, members_of
-from progress import progress
 
 ENDS = (
     ".a",
@@ -322,7 +322,7 @@ class PairsInShards:
 
     Args:
         pairs: The pairs.
-        recipe: What to make of them; a pair that cannot be used stops, or the next one that can be
+        preparation: What to make of them; a pair that cannot be used stops, or the next one that can be
             stands for it.
 
     Attributes:
@@ -337,19 +337,19 @@ class PairsInShards:
         BadPictures: Naming those among these that cannot be used.
     """
 
-    def __init__(self, pairs: ShardedPairs, recipe: Recipe) -> None:
-        self.pairs, self.recipe = pairs, recipe
+    def __init__(self, pairs: ShardedPairs, preparation: Preparation) -> None:
+        self.pairs, self.preparation = pairs, preparation
         self.looked_at = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
         headers: list[PairHeader] = []
         bad: list[PictureError] = []
         for number in self.looked_at:
             try:
-                headers.append(check_pair(pairs[number], recipe))
+                headers.append(check_pair(pairs[number], preparation))
             except PictureError as error:
                 bad.append(error)
-        if bad and (recipe.on_bad_picture == "stop" or not headers):
+        if bad and (preparation.on_bad_picture == "stop" or not headers):
             raise BadPictures(bad, len(self.looked_at))
-        self.kinds: Kinds = settle_kinds(headers, recipe)
+        self.kinds: Kinds = settle_kinds(headers, preparation)
         self.sizes = [(header.height, header.width) for header in headers]
         self.contents = {shard.name: content_of(Pair(shard)) for shard in pairs.shards}
         self.notes = [
@@ -368,11 +368,11 @@ class PairsInShards:
         for other in range(number, number + MOST_BAD):
             pair = self.pairs[other % len(self.pairs)]
             try:
-                check_kinds(pair, check_pair(pair, self.recipe), self.kinds, self.recipe)
-                return read_pair(pair, self.recipe, self.kinds)[0]
+                check_kinds(pair, check_pair(pair, self.preparation), self.kinds, self.preparation)
+                return read_pair(pair, self.preparation, self.kinds)[0]
             except PictureError as error:
                 bad.append(error)
-            if self.recipe.on_bad_picture == "stop":
+            if self.preparation.on_bad_picture == "stop":
                 break
             self._tell(other, bad[-1])
         raise BadPictures(bad, len(self.pairs)) from bad[-1]

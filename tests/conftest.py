@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from towns.draw import draw_towns
+from samples.towns import draw_towns
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

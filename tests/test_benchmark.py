@@ -12,7 +12,6 @@ from conftest import script
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import devices
 from benchmark import (
     NUMBERS,
     Act,
@@ -26,11 +25,12 @@ from benchmark import (
     take_turns,
 )
 from config import Config
-from devices import Machine
 from discriminator import Discriminator
 from generator import Generator
+from machine import devices
+from machine.devices import Machine
+from machine.stopping import run_script
 from recipes import resolve
-from scripts import run_script
 from train import TrainingState, new_state, train_step
 from utils import known_sides
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from compare import compare, differences, main
-from scripts import run_script
+from machine.stopping import run_script
 
 COLOURS = {"input": (255, 0, 0), "a": (0, 255, 0), "b": (0, 0, 255), "target": (9, 9, 9)}
 

@@ -9,7 +9,7 @@ from conftest import TINY
 from torch._dynamo.utils import counters
 
 from config import Config
-from devices import Machine
+from machine.devices import Machine
 from recipes import resolve
 from train import new_state, train_step
 from utils import known_sides

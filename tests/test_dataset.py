@@ -19,16 +19,16 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from test_pairs import recipe
+from test_pairs import preparation
 
 import dataset
 from config import Config
 from dataset import PairedImages, epoch_order, normalise, training_loader, validation_loader
+from machine.workers import prepared
 from pictures import formats
 from pictures.decode import BadPictures
 from pictures.layouts import Pair
 from pictures.sides import Side, Sides
-from workers import prepared
 
 
 def save(path: Path, pixels: np.ndarray) -> Pair:
@@ -56,7 +56,7 @@ def marked(path: Path, side: int = 40) -> Pair:
 def open_pairs(tmp_path: Path) -> Callable[..., PairedImages]:
     def build(pairs: list[Pair], **changes: Any) -> PairedImages:
         usual = {"load_size": 40, "crop_size": 32, "cache_dir": str(tmp_path / "cache")}
-        return PairedImages(pairs, recipe(**(usual | changes)))
+        return PairedImages(pairs, preparation(**(usual | changes)))
 
     return build
 
@@ -563,9 +563,9 @@ from pathlib import Path
 from pictures.cache import PairCache
 from pictures.layouts import Pair
 from pictures.sides import Side, Sides
-from test_pairs import recipe
+from test_pairs import preparation
 pairs = [Pair(path) for path in sorted(Path("drawn").iterdir())]
-print(int(PairCache(pairs, recipe(300)).read(7).sum()))
+print(int(PairCache(pairs, preparation(300)).read(7).sum()))
 """
 
 

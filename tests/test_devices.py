@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from devices import EAGER_STEPS, pick_device, played_back
+from machine.devices import EAGER_STEPS, pick_device, played_back
 
 
 def test_a_device_that_is_not_there():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import disk
-from disk import (
+from machine import disk
+from machine.disk import (
     check_space,
     is_full,
     make_folder,

@@ -18,8 +18,8 @@ from torchvision.models import alexnet
 
 from config import Config
 from evaluate import main, score_checkpoints
-from features import Lpips
-from scripts import run_script
+from machine.stopping import run_script
+from scoring.photos import Lpips
 from train import train
 
 

@@ -8,9 +8,9 @@ from conftest import TINY
 from test_authors import save, unet
 
 from config import Config
-from devices import choose_machine
-from finetune import start_from
+from machine.devices import choose_machine
 from recipes import resolve
+from run.finetune import start_from
 from train import TrainingState, new_state, train
 from utils import known_sides, load_generator
 

@@ -10,15 +10,15 @@ from PIL import Image
 from config import Config
 from pictures.halves import check_halves
 from pictures.layouts import Pair, find_pairs
-from pictures.pairs import Recipe
+from pictures.pairs import Preparation
 from recipes import resolve
-from sources import open_data, recipe_of
+from run.sources import open_data, preparation_of
 
 WHITE = np.full((64, 6, 3), 255, np.uint8)
 
 
-def recipe(**settings: object) -> Recipe:
-    return recipe_of(resolve(Config(dataset="x", crop_size=32, **settings))[0], augment=True)
+def preparation(**settings: object) -> Preparation:
+    return preparation_of(resolve(Config(dataset="x", crop_size=32, **settings))[0], augment=True)
 
 
 def saved(folder: Path, pictures: Iterable[np.ndarray]) -> list[Pair]:
@@ -37,16 +37,16 @@ def halves(towns: Path) -> dict[str, list[np.ndarray]]:
 
 def test_pairs_are_taken(towns: Path):
     split = find_pairs(towns)
-    assert check_halves(split.train, recipe()) == check_halves(split.val, recipe()) == []
+    assert check_halves(split.train, preparation()) == check_halves(split.val, preparation()) == []
 
 
 def test_halves_alike_are_taken(halves: dict, tmp_path: Path):
     sky = np.linspace(255, 0, 64, dtype=np.uint8)[:, None, None]
     days = [photo // 2 + sky // 2 for photo in halves["photo"]]
     nights = (np.hstack([day, day // 3]) for day in days)
-    assert check_halves(saved(tmp_path / "night", nights), recipe()) == []
+    assert check_halves(saved(tmp_path / "night", nights), preparation()) == []
     noise = np.random.default_rng(0).integers(0, 256, (9, 64, 128, 3), dtype=np.uint8)
-    assert check_halves(saved(tmp_path / "noise", noise), recipe()) == []
+    assert check_halves(saved(tmp_path / "noise", noise), preparation()) == []
 
 
 @pytest.mark.parametrize("kind", ["photo", "map"])
@@ -66,16 +66,16 @@ def test_blank_and_broken_pictures_say_nothing(tmp_path: Path):
     blank[20:40, 30:50] = 0
     pairs = saved(tmp_path / "blank", [blank] * 3)
     pairs[0].a.write_bytes(b"")
-    assert check_halves(pairs, recipe()) == []
+    assert check_halves(pairs, preparation()) == []
 
 
 def test_a_gutter_is_noticed_and_a_frame_is_none(halves: dict, tmp_path: Path):
     parts = list(zip(halves["photo"], halves["map"], strict=True))
     pairs = saved(tmp_path / "gutter", (np.hstack([a, WHITE, b]) for a, b in parts))
-    (note,) = check_halves(pairs, recipe(square_halves=False))
+    (note,) = check_halves(pairs, preparation(square_halves=False))
     assert "a gutter of 6 px lies between the halves" in note
     framed = (np.hstack([WHITE, a, WHITE, WHITE, b, WHITE]) for a, b in parts)
-    assert not check_halves(saved(tmp_path / "frame", framed), recipe(square_halves=False))
+    assert not check_halves(saved(tmp_path / "frame", framed), preparation(square_halves=False))
 
 
 def named(*names: str) -> list[Pair]:
@@ -93,7 +93,7 @@ def named(*names: str) -> list[Pair]:
 )
 def test_names_tell_single_pictures(names: str, said: str):
     with pytest.raises(ValueError, match="look like single ones") as caught:
-        check_halves(named(*names.split()), recipe())
+        check_halves(named(*names.split()), preparation())
     assert f"set {said}" in str(caught.value)
 
 
@@ -108,4 +108,4 @@ def test_names_tell_single_pictures(names: str, said: str):
     ],
 )
 def test_names_that_tell_nothing(names: str):
-    assert check_halves(named(*names.split()), recipe()) == []
+    assert check_halves(named(*names.split()), preparation()) == []

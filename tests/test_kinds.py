@@ -16,8 +16,8 @@ from export import export
 from pictures.decode import BadPictures, Picture
 from pictures.encode import write
 from recipes import resolve
-from sources import open_data
-from towns.heights import draw_heights
+from run.sources import open_data
+from samples.heights import draw_heights
 from train import train
 from translate import translate, translate_files
 from utils import load_generator

@@ -10,9 +10,9 @@ from runs import results
 
 import losses
 from config import Config
-from devices import choose_machine
 from generator import Generator
 from losses import class_loss, feature_loss, follow, perceptual_loss
+from machine.devices import choose_machine
 from pictures.palettes import TOWNS
 from recipes import resolve
 from train import new_state, train

@@ -14,7 +14,7 @@ from pictures.layouts import Pair
 from pictures.pairs import (
     Kinds,
     PairHeader,
-    Recipe,
+    Preparation,
     check_kinds,
     check_pair,
     settle_kinds,
@@ -25,8 +25,8 @@ from pictures.sides import Kind
 COLOURS: Kinds = (Kind(), Kind())
 
 
-def recipe(size: int = 32, **changes: Any) -> Recipe:
-    """Return the usual recipe, with pictures of so many pixels, and some changes."""
+def preparation(size: int = 32, **changes: Any) -> Preparation:
+    """Return the usual preparation, with pictures of so many pixels, and some changes."""
     usual = {
         "load_size": size,
         "crop_size": size,
@@ -45,7 +45,7 @@ def recipe(size: int = 32, **changes: Any) -> Recipe:
         "cache_limit_gb": 16.0,
         "augment": True,
     }
-    return Recipe(**(usual | changes))
+    return Preparation(**(usual | changes))
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -57,14 +57,14 @@ def saved(path: Path, pixels: np.ndarray, **options: Any) -> Path:
     return path
 
 
-def read_pair(pair: Pair, used: Recipe) -> np.ndarray:
+def read_pair(pair: Pair, used: Preparation) -> np.ndarray:
     kinds = settle_kinds([check_pair(pair, used)], used)
     return pairs.read_pair(pair, used, kinds)[0]
 
 
-def problem(pair: Pair, used: Recipe | None = None) -> PictureError:
+def problem(pair: Pair, used: Preparation | None = None) -> PictureError:
     with pytest.raises(PictureError) as caught:
-        check_pair(pair, used or recipe())
+        check_pair(pair, used or preparation())
     return caught.value
 
 
@@ -74,17 +74,17 @@ def problem(pair: Pair, used: Recipe | None = None) -> PictureError:
 def test_two_files_are_stacked_as_the_direction_says(tmp_path: Path) -> None:
     a, b = noise(32, 32, 1), noise(32, 32, 2)
     pair = Pair(saved(tmp_path / "a.png", a), saved(tmp_path / "b.png", b))
-    assert np.array_equal(read_pair(pair, recipe()), np.dstack([a, b]))
-    turned = recipe(direction="BtoA")
+    assert np.array_equal(read_pair(pair, preparation()), np.dstack([a, b]))
+    turned = preparation(direction="BtoA")
     assert np.array_equal(read_pair(pair, turned), np.dstack([b, a]))
-    assert check_pair(pair, recipe()) == PairHeader(32, 32, COLOURS)
+    assert check_pair(pair, preparation()) == PairHeader(32, 32, COLOURS)
 
 
 def test_files_of_different_scale_are_brought_to_the_same(tmp_path: Path) -> None:
     large, small = noise(64, 64), np.full((32, 32, 3), 7, np.uint8)
     pair = Pair(saved(tmp_path / "a.png", large), saved(tmp_path / "b.png", small))
-    assert check_pair(pair, recipe()) == PairHeader(64, 64, COLOURS)
-    read = read_pair(pair, recipe())
+    assert check_pair(pair, preparation()) == PairHeader(64, 64, COLOURS)
+    read = read_pair(pair, preparation())
     assert (read[..., 3:] == 7).all()
     assert np.abs(read[..., :3] - large.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))).max() <= 0.5
 
@@ -110,7 +110,7 @@ def test_each_file_is_turned_by_its_own_exif(tmp_path: Path) -> None:
     pair = Pair(
         saved(tmp_path / "a.png", np.rot90(pixels), exif=exif), saved(tmp_path / "b.png", pixels)
     )
-    read = read_pair(pair, recipe(keep_aspect=True))
+    read = read_pair(pair, preparation(keep_aspect=True))
     assert np.array_equal(read, np.dstack([pixels, pixels]))
 
 
@@ -121,9 +121,9 @@ def test_exif_turns_both_halves_together(tmp_path: Path) -> None:
     whole, exif = noise(32, 64), Image.Exif()
     exif[ExifTags.Base.Orientation] = 8
     pair = Pair(saved(tmp_path / "1.png", np.rot90(whole, -1), exif=exif))
-    assert check_pair(pair, recipe()) == PairHeader(32, 32, COLOURS)
+    assert check_pair(pair, preparation()) == PairHeader(32, 32, COLOURS)
     expected = np.dstack([whole[:, :32], whole[:, 32:]])
-    assert np.array_equal(read_pair(pair, recipe()), expected)
+    assert np.array_equal(read_pair(pair, preparation()), expected)
 
 
 @pytest.mark.parametrize(
@@ -144,20 +144,20 @@ def test_a_single_picture_is_not_cut(tmp_path: Path, height: int, width: int, lo
     assert found.reasons == {pair.a: expected}
     assert "square_halves to False" in found.advice
     assert "input_dir and target_dir" in found.advice
-    assert check_pair(pair, recipe(square_halves=False)).width == width // 2
+    assert check_pair(pair, preparation(square_halves=False)).width == width // 2
 
 
 @pytest.mark.parametrize("width", [78, 80, 82])
 def test_halves_may_be_nearly_square(tmp_path: Path, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(40, width)))
-    assert check_pair(pair, recipe()) == PairHeader(40, width // 2, COLOURS)
+    assert check_pair(pair, preparation()) == PairHeader(40, width // 2, COLOURS)
 
 
 def test_an_odd_width_is_refused(tmp_path: Path) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(40, 81)))
     expected = {pair.a: "its size of 81x40 has an odd width, so it has no two equal halves"}
     assert problem(pair).reasons == expected
-    assert problem(pair, recipe(square_halves=False)).reasons == expected
+    assert problem(pair, preparation(square_halves=False)).reasons == expected
     single = problem(Pair(saved(tmp_path / "2.png", noise(40, 51))))
     assert str(single).endswith("no two equal halves, but looks like a single picture")
     assert "input_dir and target_dir" in single.advice
@@ -166,14 +166,14 @@ def test_an_odd_width_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 2), (15, 30), (15, 200), (200, 30)])
 def test_tiny_halves_are_refused(tmp_path: Path, height: int, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(height, width)))
-    found = problem(pair, recipe(square_halves=False))
+    found = problem(pair, preparation(square_halves=False))
     assert "smaller than 16x16" in found.reasons[pair.a]
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 600), (300, 32)])
 def test_strips_are_refused(tmp_path: Path, height: int, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(height, width)))
-    found = problem(pair, recipe(square_halves=False))
+    found = problem(pair, preparation(square_halves=False))
     assert "more than 16 times as long as broad" in found.reasons[pair.a]
 
 
@@ -184,28 +184,28 @@ def test_the_numbers_of_both_sides_are_kept_as_they_are(tmp_path: Path) -> None:
     deep = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
     flat = noise(32, 32)
     pair = Pair(saved(tmp_path / "a.png", deep), saved(tmp_path / "b.png", flat))
-    assert check_pair(pair, recipe()).kinds == (Kind(1, "uint16"), Kind())
-    read = read_pair(pair, recipe())
+    assert check_pair(pair, preparation()).kinds == (Kind(1, "uint16"), Kind())
+    read = read_pair(pair, preparation())
     assert read.dtype == np.uint16
     assert np.array_equal(read, np.dstack([deep, flat]))
     np.save(tmp_path / "c.npy", flat[..., 0].astype(np.float64) / 7)
-    read = read_pair(Pair(tmp_path / "a.png", tmp_path / "c.npy"), recipe())
+    read = read_pair(Pair(tmp_path / "a.png", tmp_path / "c.npy"), preparation())
     assert read.dtype == np.float32
     assert np.array_equal(read[..., 0], deep)
     assert np.array_equal(read[..., 1], (flat[..., 0] / 7).astype(np.float32))
     with pytest.raises(PictureError, match="changed since it was checked"):
-        pairs.read_pair(Pair(tmp_path / "a.png", tmp_path / "c.npy"), recipe(), COLOURS)
+        pairs.read_pair(Pair(tmp_path / "a.png", tmp_path / "c.npy"), preparation(), COLOURS)
 
 
 def test_one_side_of_8_and_16_bits_becomes_16(tmp_path: Path) -> None:
     deep, flat = np.full((32, 32), 40000, np.uint16), noise(32, 32)[..., 0]
     files = [saved(tmp_path / f"{n}.png", p) for n, p in enumerate((deep, flat))]
     each = [Pair(file, file) for file in files]
-    kinds = settle_kinds([check_pair(pair, recipe()) for pair in each], recipe())
+    kinds = settle_kinds([check_pair(pair, preparation()) for pair in each], preparation())
     assert kinds == (Kind(1, "uint16"), Kind(1, "uint16"))
-    read = pairs.read_pair(each[1], recipe(), kinds)[0]
+    read = pairs.read_pair(each[1], preparation(), kinds)[0]
     assert np.array_equal(read[..., 0], flat.astype(np.uint16) * 257)
-    ranged = recipe(ranged=("target",))  # 0 to 4095, say, which 257 times the bytes are not
+    ranged = preparation(ranged=("target",))  # 0 to 4095, say, which 257 times the bytes are not
     check_kinds(each[0], check_pair(each[0], ranged), kinds, ranged)
     with pytest.raises(PictureError, match="target_range is in numbers of uint16"):
         check_kinds(each[1], check_pair(each[1], ranged), kinds, ranged)
@@ -224,29 +224,29 @@ def test_a_picture_unlike_the_others_is_named(
     usual = Pair(saved(tmp_path / "b.png", noise(32, 32)), tmp_path / "b.png")
     np.save(tmp_path / "a.npy", odd)
     pair = Pair(tmp_path / "a.npy", tmp_path / "b.png")
-    headers = [check_pair(p, recipe()) for p in (usual, usual, pair)]
-    kinds = settle_kinds(headers, recipe())
-    check_kinds(usual, headers[0], kinds, recipe())
+    headers = [check_pair(p, preparation()) for p in (usual, usual, pair)]
+    kinds = settle_kinds(headers, preparation())
+    check_kinds(usual, headers[0], kinds, preparation())
     with pytest.raises(PictureError, match=re.escape(message)) as caught:
-        check_kinds(pair, headers[2], kinds, recipe())
+        check_kinds(pair, headers[2], kinds, preparation())
     assert "input_nc and output_nc" in caught.value.advice
 
 
 def test_what_is_drawn_over_white_is_told(tmp_path: Path) -> None:
     pixels = np.dstack([noise(32, 32), np.full((32, 32), 255, np.uint8)])
     pair = Pair(saved(tmp_path / "a.png", pixels), saved(tmp_path / "b.png", noise(32, 32)))
-    assert not pairs.read_pair(pair, recipe(), COLOURS)[1]
+    assert not pairs.read_pair(pair, preparation(), COLOURS)[1]
     pixels[0, 0, 3] = 254
     saved(tmp_path / "a.png", pixels)
-    assert pairs.read_pair(pair, recipe(), COLOURS)[1]
-    assert read_pair(pair, recipe(alpha="keep")).shape[2] == 7
+    assert pairs.read_pair(pair, preparation(), COLOURS)[1]
+    assert read_pair(pair, preparation(alpha="keep")).shape[2] == 7
 
 
 def test_channels_are_converted_for_each_role(tmp_path: Path) -> None:
     a, b = noise(32, 32, 1), noise(32, 32, 2)
     pair = Pair(saved(tmp_path / "a.png", a), saved(tmp_path / "b.png", b))
     grey = np.asarray(Image.fromarray(b).convert("L"))
-    read = read_pair(pair, recipe(direction="BtoA", input_nc=1))
+    read = read_pair(pair, preparation(direction="BtoA", input_nc=1))
     assert np.array_equal(read, np.dstack([grey, a]))
 
 
@@ -255,13 +255,13 @@ def test_channels_are_converted_for_each_role(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (48, 48), (100, 33)])
 def test_keep_aspect_scales_the_short_side(tmp_path: Path, height: int, width: int) -> None:
-    whole = recipe(keep_aspect=True, square_halves=False)
+    whole = preparation(keep_aspect=True, square_halves=False)
     pair = Pair(saved(tmp_path / "1.png", noise(height, 2 * width)))
     shape = read_pair(pair, whole).shape
     assert min(shape[:2]) == 32
     assert abs(shape[0] / shape[1] - height / width) < 0.5 / 32 * 4
     assert shape == shape_of(check_pair(pair, whole), whole, COLOURS)
-    squeezed = recipe(square_halves=False)
+    squeezed = preparation(square_halves=False)
     assert (
         read_pair(pair, squeezed).shape
         == (32, 32, 6)
@@ -278,7 +278,7 @@ def test_nearest_invents_no_colours(
     labels = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
     drawn = labels[np.random.default_rng(0).integers(0, 3, (40, 80))]
     pair = Pair(saved(tmp_path / "1.png", drawn))
-    read = read_pair(pair, recipe(size, direction=direction, nearest=nearest))
+    read = read_pair(pair, preparation(size, direction=direction, nearest=nearest))
     known = {tuple(colour) for colour in labels.tolist()}
     for role, half in (("input", read[..., :3]), ("target", read[..., 3:])):
         seen = {tuple(colour) for colour in half.reshape(-1, 3).tolist()}
@@ -288,5 +288,5 @@ def test_nearest_invents_no_colours(
 def test_nearest_takes_the_pixel_in_the_middle(tmp_path: Path) -> None:
     pixels = noise(96, 192)
     pair = Pair(saved(tmp_path / "1.png", pixels))
-    read = read_pair(pair, recipe(nearest="both"))
+    read = read_pair(pair, preparation(nearest="both"))
     assert np.array_equal(read, np.dstack([pixels[1::3, 1:96:3], pixels[1::3, 97::3]]))

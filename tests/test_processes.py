@@ -22,11 +22,11 @@ import torch
 from conftest import ROOT, TINY, flags
 from runs import results
 
-import processes
 from config import Config
-from processes import LostProcessError, Processes
-from scripts import StopRequest, run_script
-from towns.draw import draw_towns
+from machine import processes
+from machine.processes import LostProcessError, Processes
+from machine.stopping import StopRequest, run_script
+from samples.towns import draw_towns
 from train import train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
@@ -267,7 +267,7 @@ def learn_faster() -> None:
 
 
 def see_other_pairs() -> None:
-    from sources import Data
+    from run.sources import Data
 
     Data.identity = lambda self: {"train": {}, "val": {}}
 

@@ -22,7 +22,7 @@ def blocks(heading: str) -> list[tuple[str, str]]:
 def test_using_a_checkpoint(towns: Path):
     for path in [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt")]:
         shutil.copy(path, ".")
-    for wing in ("pictures", "towns", "pages"):
+    for wing in ("machine", "pictures", "run", "samples", "scoring", "web"):
         shutil.copytree(ROOT / wing, wing)
     train(Config(dataset=str(towns), name="towns", **TINY))
     Path("photos").mkdir()

@@ -9,11 +9,11 @@ from conftest import TINY
 from PIL import Image
 
 from config import Config
-from devices import choose_machine
+from machine.devices import choose_machine
+from machine.stopping import StopRequest
 from recipes import resolve
-from report import FIRST_COLUMNS, Report, sample_grid, to_image
-from scripts import StopRequest
-from sources import open_data
+from run.report import FIRST_COLUMNS, Report, sample_grid, to_image
+from run.sources import open_data
 from train import new_state
 from utils import known_sides
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from devices import Machine
 from generator import nearest_class
+from machine.devices import Machine
 from pictures.palettes import MAPS, TOWNS
 from pictures.sides import Sides
-from scores import (
+from scoring.scores import (
     GRID_PERIODS,
     Classes,
     FixedMarks,

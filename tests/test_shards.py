@@ -17,12 +17,12 @@ from runs import assert_same, results
 
 from config import Config
 from dataset import PairedImages
+from machine.stopping import Interrupted
 from pictures import shards
 from pictures.decode import BadPictures
 from pictures.tars import find_shards, members_of
 from recipes import resolve
-from scripts import Interrupted
-from sources import Data, open_data, recipe_of, split_of
+from run.sources import Data, open_data, preparation_of, split_of
 from train import train
 
 
@@ -158,7 +158,7 @@ def test_a_run_goes_on_exactly(sharded: Path, monkeypatch: pytest.MonkeyPatch):
             raise Interrupted("enough", 15)
 
     with monkeypatch.context() as patch:
-        patch.setattr("scripts.StopRequest.check", stop)
+        patch.setattr("machine.stopping.StopRequest.check", stop)
         with pytest.raises(Interrupted):
             train(replace(config, name="parts"))
     train(replace(config, name="parts"))
@@ -316,6 +316,6 @@ def test_an_index_that_cannot_be_written_says_what_to_set(sharded: Path):
 def test_recipes_of_both_kinds_read_alike(sharded: Path):
     config = settings(f"{sharded}/train-*.tar", direction="BtoA", input_nc=1, keep_aspect=True)
     split = split_of(config)
-    ours = PairedImages(split.train, recipe_of(config, augment=True))
-    theirs = PairedImages(split.train[:], recipe_of(config, augment=True))  # as a cache
+    ours = PairedImages(split.train, preparation_of(config, augment=True))
+    theirs = PairedImages(split.train[:], preparation_of(config, augment=True))  # as a cache
     assert all(map(torch.equal, samples(ours), samples(theirs)))

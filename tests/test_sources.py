@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-import sources
 from config import Config
 from pictures import cache
 from pictures.layouts import Pair, find_pairs
 from pictures.pairs import content_of
 from recipes import resolve
-from sources import changes, find_dataset, open_data, open_pairs, recipe_of, split_of
+from run import sources
+from run.sources import changes, find_dataset, open_data, open_pairs, preparation_of, split_of
 
 
 def test_an_existing_folder_wins_over_an_official_name(towns: Path, tmp_path: Path):
@@ -101,13 +101,13 @@ def small(towns: Path, **settings: object) -> Config:
 
 def test_every_data_setting_reaches_the_samples(towns: Path):
     config = small(towns, nearest="both", cache_limit_gb=0.5, seed=7)
-    recipe = recipe_of(config, augment=True)
-    shared = set(asdict(config)) & set(asdict(recipe))
-    assert {name: getattr(recipe, name) for name in shared} == {
+    preparation = preparation_of(config, augment=True)
+    shared = set(asdict(config)) & set(asdict(preparation))
+    assert {name: getattr(preparation, name) for name in shared} == {
         name: getattr(config, name) for name in shared
     }
-    assert set(asdict(recipe)) - shared == {"augment", "found_labels", "kinds", "ranged"}
-    assert (recipe.size, recipe_of(config, augment=False).size) == (config.load_size, 32)
+    assert set(asdict(preparation)) - shared == {"augment", "found_labels", "kinds", "ranged"}
+    assert (preparation.size, preparation_of(config, augment=False).size) == (config.load_size, 32)
 
 
 def test_the_data_are_opened_and_described(towns: Path, capsys: pytest.CaptureFixture):

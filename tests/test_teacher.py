@@ -8,8 +8,8 @@ from runs import assert_same, results
 from test_finetune import differing, fresh_state
 
 from config import Config
-from devices import choose_machine
 from losses import class_loss
+from machine.devices import choose_machine
 from train import train, train_step, weights
 
 

@@ -4,7 +4,8 @@ import tifffile
 from PIL import Image
 
 from pictures import palettes
-from towns import draw, heights
+from samples import heights
+from samples import towns as draw
 
 COLOURS = np.array(list(palettes.TOWNS.values()))
 

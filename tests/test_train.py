@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train as training
 from config import Config
 from dataset import normalise
-from devices import Machine, choose_machine
+from machine.devices import Machine, choose_machine
 from pictures.sides import Sides
 from recipes import resolve
-from saving import Checkpoints
-from sources import open_data
+from run.checkpoints import Checkpoints
+from run.sources import open_data
 from train import (
     Losses,
     adversarial_loss,

@@ -18,7 +18,7 @@ from pictures.jobs import Job, find_jobs
 from pictures.palettes import painted
 from pictures.sides import Side, Sides
 from recipes import resolve
-from saving import save_file
+from run.checkpoints import save_file
 from translate import main, translate, translate_files, translate_jobs
 from utils import build_generator, known_sides, load_generator
 

@@ -8,7 +8,7 @@ from conftest import TINY
 from PIL import Image
 
 from config import Config
-from devices import choose_machine
+from machine.devices import choose_machine
 from train import train
 from utils import CheckpointError, load_file, load_generator
 

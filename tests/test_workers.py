@@ -17,9 +17,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-import workers
+from machine import workers
+from machine.workers import prepared
 from pictures.decode import BadPictures, PictureError
-from workers import prepared
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals and forks")
 HEAD = f"import os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"

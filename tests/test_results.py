@@ -10,8 +10,8 @@ from PIL import Image
 
 from config import Config
 from evaluate import score_checkpoints
-from page import MEANINGS, Shown, meaning_of, write_page
 from train import train
+from web.results import MEANINGS, Shown, meaning_of, write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -1,6 +1,6 @@
 """Heights, a sample of targets with a unit: aerial photos (A) and heights above ground (B).
 
-The towns of draw.py, with houses and trees of some height. The sun stands in the south, 45 degrees
+The towns of towns.py, with houses and trees of some height. The sun stands in the south, 45 degrees
 high: shadows fall to the top of the picture and are as long as what casts them is high, which tells
 what roofs seen from above do not.
 """
@@ -11,7 +11,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from towns.draw import (
+from samples.plan import CLASSES, SPAN, Pen, outlines
+from samples.towns import (
     OVERSAMPLE,
     ROOFS,
     discs,
@@ -27,7 +28,6 @@ from towns.draw import (
     random_of,
     save_photo,
 )
-from towns.plan import CLASSES, SPAN, Pen, outlines
 
 METRE = 10  # heights are drawn in whole decimetres up to 25.5 m; a plan unit is a metre
 STOREY = 3.0  # metres

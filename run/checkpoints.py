@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from config import Config
-from disk import (
+from machine.disk import (
     check_space,
     is_full,
     make_folder,
@@ -28,12 +28,12 @@ from disk import (
     remove_drafts,
     whole_file,
 )
-from finetune import start_from
+from machine.processes import ALONE, LostProcessError, Processes, by_first
+from machine.stopping import Interrupted
 from pictures.decode import BadPictures
 from pictures.sides import Sides
-from processes import ALONE, LostProcessError, Processes, by_first
-from scripts import Interrupted
-from sources import Data, changes
+from run.finetune import start_from
+from run.sources import Data, changes
 from utils import CheckpointError, config_from, load_file
 
 # What may differ between a checkpoint and the command that goes on from it: how long and how fast

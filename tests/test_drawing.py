@@ -12,11 +12,11 @@ from conftest import ROOT
 from PIL import Image
 from test_export import checkpoint
 
-import drawing_page
-from drawing_page import ADDRESS, fetch_runtime
 from export import export
 from pictures.download import DownloadError
 from pictures.palettes import TOWNS
+from web import drawing
+from web.drawing import ADDRESS, fetch_runtime
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -177,9 +177,9 @@ def test_the_runtime_is_fetched_once_and_checked(monkeypatch: pytest.MonkeyPatch
     source = Path("mirror", ADDRESS.rpartition("/")[2])
     source.parent.mkdir()
     source.write_bytes(b"runtime")
-    monkeypatch.setattr(drawing_page, "ADDRESS", str(source))
+    monkeypatch.setattr(drawing, "ADDRESS", str(source))
     digest = base64.b64encode(hashlib.sha512(b"runtime").digest()).decode()
-    monkeypatch.setattr(drawing_page, "SHA512", digest)
+    monkeypatch.setattr(drawing, "SHA512", digest)
     archive = fetch_runtime()
     source.unlink()
     assert fetch_runtime().read_bytes() == b"runtime"

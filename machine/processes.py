@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from config import PATHS, Config
-from scripts import Interrupted
+from machine.stopping import Interrupted
 
 T = TypeVar("T")
 

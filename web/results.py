@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from disk import whole_file
+from machine.disk import whole_file
 
 Table = dict[str, np.ndarray]  # a score of each picture, by the name of the score
 
@@ -197,8 +197,8 @@ def write_page(runs: Sequence[Shown]) -> Path:
 
 
 def render(template: str, **values: object) -> str:
-    """Return a page made from one of the templates in ``pages/``."""
-    loader = FileSystemLoader(Path(__file__).with_name("pages"))
+    """Return a page made from one of the templates beside it."""
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters["number"] = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)
     return environment.get_template(template).render(values)

@@ -13,11 +13,11 @@ from torchmetrics.functional.image import (
 )
 
 from dataset import normalise
-from devices import Machine
 from generator import nearest_class
+from machine.devices import Machine
+from machine.processes import Processes
 from pictures.palettes import Palette, merged_classes
 from pictures.sides import Side, Sides
-from processes import Processes
 
 Scores = dict[str, float]
 GRID_PERIODS = (2, 4, 8)  # pixels

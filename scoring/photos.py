@@ -22,7 +22,7 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights, Inception_V3_Weights, inception_v3
 
-from scores import Measure, Scores
+from scoring.scores import Measure, Scores
 
 SUBSET = 50  # pictures in each of the subsets whose kernel distances are averaged
 RESAMPLES = 1000

@@ -11,7 +11,7 @@ from conftest import ROOT, TINY
 
 import train as training
 from config import Config
-from scripts import POLITE, Interrupted, StopRequest, run_script
+from machine.stopping import POLITE, Interrupted, StopRequest, run_script
 from train import train
 
 
@@ -91,7 +91,7 @@ def test_a_stop_frees_the_networks_at_once(towns: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_any_name_can_be_printed(encoding: str):
-    program = "from scripts import run_script; import os; "
+    program = "from machine.stopping import run_script; import os; "
     program += r"run_script(lambda: print('\u4e2d', 'é', os.fsdecode(b'\xff')))"
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from processes import ALONE, Processes
+from machine.processes import ALONE, Processes
 
 T = TypeVar("T")
 EAGER_STEPS = 3  # before one is recorded: by then all that is set up once is there

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from disk import whole_folder
+from machine.disk import whole_folder
+from machine.progress import progress
 from pictures.palettes import TOWNS
-from progress import progress
-from towns.plan import Pen, Town, draw_classes, outlines, plan_town
+from samples.plan import Pen, Town, draw_classes, outlines, plan_town
 
 N_TRAIN, N_VAL = 400, 40  # pairs of the set that train.py draws
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models import Inception_V3_Weights, inception_v3
 
-from features import FeatureDistances, find_network, kernel_distance, kernel_spread
+from scoring.photos import FeatureDistances, find_network, kernel_distance, kernel_spread
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_inception_is_taken_where_its_weights_lie(monkeypatch: pytest.MonkeyPatc
 
 def test_without_any_network(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", "cache")
-    monkeypatch.setattr("features.find_spec", lambda name: None)
+    monkeypatch.setattr("scoring.photos.find_spec", lambda name: None)
     assert find_network(CPU) is None
 
 

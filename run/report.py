@@ -18,17 +18,17 @@ from tqdm.auto import tqdm
 
 from config import Config
 from dataset import derived_seed, normalise, to_image
-from devices import Machine
-from disk import whole_file
-from page import FIRST_COLUMNS, SCORES, Shown, panels_of, write_page
+from machine.devices import Machine
+from machine.disk import whole_file
+from machine.processes import by_first
+from machine.progress import progress
+from machine.stopping import StopRequest
 from pictures.sheet import beside, contact_sheet
-from processes import by_first
-from progress import progress
-from saving import finite
-from scores import measures_of, score_all
-from scripts import StopRequest
-from sources import Data
+from run.checkpoints import finite
+from run.sources import Data
+from scoring.scores import measures_of, score_all
 from utils import testing
+from web.results import FIRST_COLUMNS, SCORES, Shown, panels_of, write_page
 
 Sample = tuple[Tensor, Tensor, Tensor]  # input, output, target: (C, H, W) in [-1, 1]
 

@@ -17,14 +17,14 @@ import torch
 from conftest import ROOT, TINY, flags, script
 from runs import assert_same, results
 
-import saving
 from config import Config
-from devices import choose_machine
+from machine.devices import choose_machine
+from machine.stopping import Interrupted, StopRequest
 from recipes import resolve
-from report import Report
-from saving import DivergedError
-from scripts import Interrupted, StopRequest
-from sources import open_data
+from run import checkpoints as saving
+from run.checkpoints import DivergedError
+from run.report import Report
+from run.sources import open_data
 from train import new_state, train
 from utils import known_sides, load_generator
 
@@ -341,7 +341,7 @@ def test_weights_that_are_not_finite_are_never_saved(towns: Path):
 def test_a_validation_that_is_not_finite_is_divergence(
     towns: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("report.score_all", lambda *_, **__: ([], {"l1": math.nan}))
+    monkeypatch.setattr("run.report.score_all", lambda *_, **__: ([], {"l1": math.nan}))
     with pytest.raises(DivergedError, match=r"val_l1 became .* in epoch 1\..*lower --lr"):
         train(Config(dataset=str(towns), name="a", **TINY))
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 from config import MAX_CROP
 from dataset import normalise, to_image, validation_loader
-from disk import make_folder, whole_file
 from generator import Generator
+from machine.disk import make_folder, whole_file
 from pictures.download import DownloadError, opened, reason
 from pictures.sheet import data_address
-from sources import open_pairs, split_of
+from run.sources import open_pairs, split_of
 
-PAGE = Path(__file__).with_name("pages") / "draw"
+PAGE = Path(__file__).with_name("draw")
 N_STARTS = 8  # validation inputs to start a drawing from
 
 # onnxruntime-web as npm publishes it: of its builds, the one that knows WebGPU and plain CPUs.

@@ -15,14 +15,14 @@ from pictures.download import ARCHIVES, fetch
 from pictures.folders import check_folder, shortened
 from pictures.halves import check_halves
 from pictures.layouts import Pair, Split, find_pairs
-from pictures.pairs import ROLES, Kinds, Recipe
+from pictures.pairs import ROLES, Kinds, Preparation
 from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
 from pictures.shards import LOOKED_AT, find_sharded
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
 from pictures.tars import is_shards
 from recipes import palettes_of
-from towns.draw import N_TRAIN, N_VAL, draw_towns
-from towns.heights import draw_heights
+from samples.heights import draw_heights
+from samples.towns import N_TRAIN, N_VAL, draw_towns
 
 DRAWN = {"towns": draw_towns, "heights": draw_heights}
 MOST = 8  # names in a message
@@ -45,9 +45,8 @@ def find_dataset(dataset: str, mirror: str = OFFICIAL) -> Path:
         DownloadError: The data set could not be fetched.
     """
     for folder in (Path(dataset), Path("data") / dataset):
-        is_code = (folder / "__init__.py").exists()  # as the towns of this project are
         known = folder == Path(dataset) or dataset in PRESETS
-        if folder.is_dir() and known and not is_code:
+        if folder.is_dir() and known:
             return folder
     if dataset in DRAWN:
         DRAWN[dataset](Path("data") / dataset, N_TRAIN, N_VAL)
@@ -83,12 +82,12 @@ def split_of(config: Config) -> Split:
     return find_pairs(root, **named, **held_out)
 
 
-def recipe_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Recipe:
+def preparation_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Preparation:
     """Return how the pairs of a resolved ``config`` become samples."""
     settled = {"augment": augment, "kinds": kinds, "found_labels": _unknown_labels(config)}
     settled["ranged"] = tuple(role for role in ROLES if getattr(config, f"{role}_range"))
-    names = [field.name for field in fields(Recipe) if field.name not in settled]
-    return Recipe(**{name: getattr(config, name) for name in names}, **settled)
+    names = [field.name for field in fields(Preparation) if field.name not in settled]
+    return Preparation(**{name: getattr(config, name) for name in names}, **settled)
 
 
 def _unknown_labels(config: Config) -> str:
@@ -113,7 +112,7 @@ def open_pairs(
         BadPictures: Listing every picture that cannot be used.
         OSError: The cache cannot be written.
     """
-    return PairedImages(pairs, recipe_of(config, augment=augment, kinds=kinds))
+    return PairedImages(pairs, preparation_of(config, augment=augment, kinds=kinds))
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Data:
             "sides": self.sides.as_saved(),
             "picture_size": self.picture_size,
             "side_by_side": self.train.pairs[0].b is None,
-            "mixed_sizes": bool(spread > MIXED and not self.train.recipe.keep_aspect),
+            "mixed_sizes": bool(spread > MIXED and not self.train.preparation.keep_aspect),
         }
 
     def identity(self) -> Identity:
@@ -210,7 +209,7 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
     notes = [split.left_out]
     if config.check_halves and split.train[0].b is None:
         first = split.train[:FIRST] if is_shards(config.dataset) else split.train
-        notes += check_halves(first, recipe_of(config, augment=True))
+        notes += check_halves(first, preparation_of(config, augment=True))
     opened: list[PairedImages] = []
     bad: list[BadPictures] = []
     for pairs, augment in ((split.train, True), (split.val, False)):

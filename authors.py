@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from config import Config
 from generator import Generator
-from pictures.sides import Side, Sides
 from recipes import resolve
 
 EXPECTED = (
@@ -49,9 +48,8 @@ def import_generator(content: Any, name: str) -> tuple[Generator, Config]:
         crop_size=config.crop_size,
         ngf=config.ngf,
         norm=config.norm,
-        dropout=False,
+        dropout="none",
     )
-    generator.sides = Sides(Side(config.input_nc), Side(config.output_nc))
     _load(generator, weights, config.norm)
     # The authors have it in the blocks of full width after the innermost one; the paper and our
     # Generator in the first three.

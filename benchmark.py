@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
-from dataset import PairedImages, normalise, training_loader
+from dataset import PairedImages, normalise, training_batches
 from machine.devices import PRECISIONS, Machine, choose_machine, pick_device, pick_dtype
 from machine.disk import make_folder, whole_file
 from machine.processes import ALONE, LostProcessError, Processes, find_others
@@ -53,9 +53,10 @@ from machine.progress import progress
 from machine.stopping import is_out_of_memory, run_script
 from recipes import resolve
 from run.sources import open_pairs, split_of
+from run.state import new_state
 from samples.towns import draw_pair, draw_towns
-from train import new_state, step_of, train, train_step
-from utils import build_generator, known_sides, load_file
+from train import batch_step, train, train_step
+from utils import build_generator, known_sides, load_checkpoint
 
 Mode = Literal["plain", "default", "amp"]
 Row = dict[str, Any]
@@ -84,9 +85,10 @@ NUMBERS = ("ms", "ms_low", "ms_high", "pictures_per_second", "gflop_per_second",
 def default_step(config: Config, processes: Processes = ALONE) -> Act:
     """Prepare a training step on random pictures, as train.py takes it."""
     machine = choose_machine(config.device, config.precision, processes)
-    state = new_state(config, known_sides(config), machine)
+    sides = known_sides(config)
+    state = new_state(config, sides, machine)
     share = replace(config, batch_size=config.batch_size // processes.count)
-    return partial(step_of(state, config, machine), random_batch(share, machine))
+    return partial(batch_step(state, sides, config, machine), random_batch(share, machine))
 
 
 def plain_step(config: Config) -> Act:
@@ -118,8 +120,9 @@ def random_batch(config: Config, machine: Machine) -> Tensor:
 def translation(config: Config) -> Act:
     """Prepare the generator at test time, on ``config.batch_size`` random pictures."""
     machine = choose_machine(config.device, config.precision)
-    generator = build_generator(config, known_sides(config)).to(machine.device).eval()
-    x, _ = normalise(random_batch(config, machine), generator.sides)
+    sides = known_sides(config)
+    generator = build_generator(config, sides).to(machine.device).eval()
+    x, _ = normalise(random_batch(config, machine), sides)
 
     def act() -> None:
         with torch.inference_mode(), machine.autocast:
@@ -237,7 +240,7 @@ def attempt(turn: Callable[[], Row]) -> Row:
 
 def take_turn(prepare: Prepare, config: Config, seconds: float) -> Row:
     """Time a trial for so many seconds, at least once; return the NUMBERS of all turns so far."""
-    act, flops, ms = prepared(prepare, config, seconds)
+    act, flops, ms = warmed_up(prepare, config, seconds)
     device = pick_device(config.device)
     group = 1 if device.type == "cpu" else AHEAD
     times: list[float] = []
@@ -255,7 +258,7 @@ def take_turn(prepare: Prepare, config: Config, seconds: float) -> Row:
 
 
 @cache
-def prepared(prepare: Prepare, config: Config, seconds: float) -> tuple[Act, int, list[float]]:
+def warmed_up(prepare: Prepare, config: Config, seconds: float) -> tuple[Act, int, list[float]]:
     """Prepare a trial in the first turn of its process, and warm it up.
 
     Returns:
@@ -342,13 +345,15 @@ def measure_loading(config: Config, seconds: float) -> list[Row]:
 
 def loader_speed(pairs: PairedImages, config: Config, seconds: float) -> float:
     """Return the pictures a second that come out of the loader, one in a batch."""
-    batches = training_loader(pairs, replace(config, batch_size=1, n_epochs=sys.maxsize // 2))
-    for _ in range(10):  # by then the workers have started
-        next(batches)
-    count, began = 0, time.perf_counter()
-    while count < 50 or time.perf_counter() - began < seconds:  # a few lay ready before it began
-        count += len(next(batches))
-    return count / (time.perf_counter() - began)
+    config = replace(config, batch_size=1, n_epochs=sys.maxsize // 2)
+    with training_batches(pairs, config, Machine(torch.device("cpu"), torch.float32)) as batches:
+        for _ in range(10):  # by then the workers have started
+            next(batches)
+        count, began = 0, time.perf_counter()
+        # A few lay ready before it began.
+        while count < 50 or time.perf_counter() - began < seconds:
+            count += len(next(batches))
+        return count / (time.perf_counter() - began)
 
 
 def measure_translating(config: Config, seconds: float) -> list[Row]:
@@ -402,7 +407,8 @@ def last_losses(folder: str, name: str) -> Row:
 
 def distance(folder: str, one: str, other: str) -> str:
     """Return the largest difference between the weights of two runs."""
-    states = [load_file(Path(folder, "checkpoints", name, "latest.pt")) for name in (one, other)]
+    paths = [Path(folder, "checkpoints", name, "latest.pt") for name in (one, other)]
+    states = [load_checkpoint(path) for path in paths]
     apart = 0.0
     for network in ("generator", "discriminator"):
         for first, second in zip(*(state[network].values() for state in states), strict=True):

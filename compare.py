@@ -12,13 +12,14 @@ from PIL import Image
 from machine.disk import whole_file
 from machine.stopping import run_script
 from pictures.sheet import contact_sheet, data_address
-from web.results import Shown, Table, read_scores, render, write_page
+from scoring.tables import Table, drawn_again, over_targets, read_scores
+from web.results import Shown, render, write_results_page
 
 RESAMPLES = 10_000
 Strips = list[list[Image.Image]]  # of each picture the input, the output and the target
 
 
-def differences(first: Table, other: Table, seed: int = 0) -> dict[str, tuple[float, ...]]:
+def differences(first: Table, other: Table) -> dict[str, tuple[float, ...]]:
     """Compare the scores that two tables of the same pictures share.
 
     Returns:
@@ -26,22 +27,17 @@ def differences(first: Table, other: Table, seed: int = 0) -> dict[str, tuple[fl
         the 97.5 percentile by bootstrap over the pictures, the same in both. Of a score that has
         a ``target_`` beside it, not the mean but the ratio to that counts, as in ``evaluate.py``.
     """
-    n = len(next(iter(first.values())))
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    weights = np.vstack([np.ones(n), drawn]) / n
-
-    def means(table: Table, score: str) -> np.ndarray:
-        target = table.get(f"target_{score}")
-        below = 1 if target is None else np.maximum(weights @ target, 1e-12)
-        return weights @ table[score] / below
-
+    weights = drawn_again(len(next(iter(first.values()))), RESAMPLES)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    one, two = (
+        over_targets({score: weights @ values for score, values in table.items()})
+        for table in (first, other)
+    )
     found = {}
-    for score in first:
-        if score in other and not score.startswith("target_"):
-            one, two = means(first, score), means(other, score)
-            low, high = np.percentile((two - one)[1:], (2.5, 97.5))
-            found[score] = (one[0], two[0], low, high)
-    return found
+    for score in one.keys() & two.keys():
+        low, high = np.percentile((two[score] - one[score])[1:], (2.5, 97.5))
+        found[score] = (one[score][0], two[score][0], low, high)
+    return {score: found[score] for score in one if score in found}
 
 
 def print_differences(first: Table, other: Table) -> None:
@@ -113,7 +109,7 @@ def compare(
     shown = [Shown(folder, scores) for folder in folders]
     if len(shown) < 2:
         raise ValueError("Name two or more different runs, as in: python compare.py RUN RUN")
-    page = write_page(shown)
+    page = write_results_page(shown)
     (_, first), *others = (read_scores(folder / f"scores_{scores}.csv") for folder in folders)
     for run, (names, table) in zip(shown[1:], others, strict=True):
         print(f"{run.name} against {shown[0].name} on {len(names)} pictures (*: beyond chance)")

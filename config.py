@@ -1,16 +1,14 @@
 """Every setting of a training run: edit a default below, or type its flag at ``train.py``."""
 
-import math
-import numbers
+import functools
 import os
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
+from annotated_types import Ge, Gt, Interval, Lt
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 # The paper (section 3.3, appendix 6.2), with the epochs of the authors' PyTorch port.
 PAPER: dict[str, Any] = {
@@ -27,7 +25,7 @@ PAPER: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "bottleneck": 1,
-        "dropout": True,
+        "dropout": "training",
         "even_start": False,
         "labels": "none",
         "lambda_l1": 100.0,
@@ -36,7 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "modern": {
         "bottleneck": 4,
-        "dropout": False,
+        "dropout": "none",
         "even_start": True,
         "labels": "target",  # where their colours are known
         "lambda_l1": 25.0,
@@ -45,7 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# What the recipe of a data set changes in that. The paper's shorter trainings do not decay.
+# What a data set changes in that. The paper's shorter trainings do not decay.
 _DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4}
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -63,25 +61,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 
 MAX_CROP = 1024  # pixels
-PATHS = ("dataset", "train_dir", "val_dir", "input_dir", "target_dir", "a", "b")
-PATHS += ("cache_dir", "init_from", "teacher")
-
-
-class Rule(NamedTuple):
-    """What the values of a setting may be; it stands beside the setting."""
-
-    allows: Callable[[Any], bool]
-    expected: str
-
-
-def whole(least: int) -> Rule:
-    """Return the rule of a whole number that has a smallest value."""
-    return Rule(lambda value: value >= least, f"a whole number from {least} up")
-
-
-def number(least: float) -> Rule:
-    """Return the rule of a finite number that has a smallest value."""
-    return Rule(lambda value: least <= value < math.inf, f"a number from {least:g} up")
+PATHS = ("dataset", "train_dir", "val_dir", "a", "b", "cache_dir", "init_from", "teacher")
+# What concerns the machine is for its user to say, never for a file that came from elsewhere.
+OF_THE_MACHINE = ("mirror", "cache_dir", "cache_limit_gb", "max_pixels", "device", "num_workers")
 
 
 def plain_name(name: str) -> str:
@@ -89,27 +71,33 @@ def plain_name(name: str) -> str:
     return re.sub(r'[/\\:*?"<>|]', "_", name)
 
 
-DATASET = Rule(bool, "a folder, or one of " + ", ".join(PRESETS))
-MIRROR = Rule(bool, "an http(s) address, or a folder that holds NAME.tar.gz")
-RANGE = Rule(
-    lambda value: -math.inf < value[0] < value[1] < math.inf, "two numbers, the smaller one first"
-)
-BOTTLENECK = Rule(lambda value: value in (1, 2, 4, 8), "1, 2, 4 or 8")
-DECAY = Rule(lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1")
-SHARE = Rule(lambda value: 0 < value < 1, "a number between 0 and 1")
-FOLDER_NAME = Rule(
-    lambda value: value not in (".", "..") and value == plain_name(value),
-    "a plain folder name, without slashes and the like",
-)
-CROP = Rule(
-    lambda value: 32 <= value <= MAX_CROP and value.bit_count() == 1,
-    "a power of two from 32 to 1024 (32, 64, 128, 256, 512, 1024)",
-)
-DEVICE = Rule(
-    lambda value: value.split(":")[0] in ("auto", "cpu", "cuda", "mps"),
-    "auto, cpu, mps, cuda, or one card as cuda:1",
-)
-SEED = Rule(lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2**63 - 1")
+def _folder_name(name: str) -> str:
+    if name in (".", "..") or name != plain_name(name):
+        raise ValueError("it should be a plain folder name, without slashes and the like")
+    return name
+
+
+def _in_order(numbers: tuple[float, float]) -> tuple[float, float]:
+    if numbers[0] >= numbers[1]:
+        raise ValueError("it should be two numbers, the smaller one first")
+    return numbers
+
+
+# The types of the settings: what is outside them is refused, see ``Config``.
+Text = Annotated[str, Field(min_length=1)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Range = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_in_order)]
+Count = Annotated[int, Ge(1)]
+CountOrNone = Annotated[int, Ge(0)]
+LoadSize = Annotated[int, Ge(32)]
+CropSize = Literal[32, 64, 128, 256, 512, 1024]
+Weight = Annotated[FiniteFloat, Ge(0)]
+Rate = Annotated[FiniteFloat, Gt(0)]
+Share = Annotated[float, Interval(gt=0, lt=1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Roles = Literal["none", "input", "target", "both"]
 
 
 @dataclass(frozen=True)
@@ -126,125 +114,109 @@ class Config:
     """How to learn: as in the paper, or with what has helped since; both are in RECIPES."""
 
     # --- The data ---
-    dataset: Annotated[str, DATASET] = "towns"
+    dataset: Text = "towns"
     """Folder of pairs; shards, as 'x/train-{000..099}.tar'; or a name in PRESETS (made for you)."""
-    mirror: Annotated[str, MIRROR] = OFFICIAL
-    """Where a data set in PRESETS is fetched: base address, or local folder of NAME.tar.gz."""
-    name: Annotated[str, FOLDER_NAME] = ""
+    mirror: Text = OFFICIAL
+    """Where a data set in PRESETS is fetched: http(s) address, or local folder of NAME.tar.gz."""
+    name: FolderName = ""
     """Name of the run, for its folders of results; empty: the data set's folder name."""
     train_dir: str = ""
     """Training pairs, where they are not called train: X/learn also finds X/learn_A, X/learn_B."""
     val_dir: str = ""
     """Validation pairs, where they are not called val, validation or test; likewise. Or shards."""
-    input_dir: str = ""
-    """Folder of input pictures, whose targets have the same names in target_dir."""
-    target_dir: str = ""
-    """Folder of target pictures."""
     a: str = ""
-    """Name of the folders of A pictures, where it is not A: images finds train/images as well."""
+    """Where A pictures are, if not in A: a folder's path (photos/) or name, or an ending, '*_A'."""
     b: str = ""
-    """Name of the folders of B pictures, where it is not B."""
-    suffix_a: str = ""
-    """What the names of A pictures end in, where both lie in one folder: _A, or .jpg for a type."""
-    suffix_b: str = ""
-    """What the names of B pictures end in, such as _B."""
-    val_fraction: Annotated[float, SHARE] = 0.1
+    """Where B pictures are, likewise: maps/, masks, or '*_mask' for 1_mask.png beside 1.jpg."""
+    val_fraction: Share = 0.1
     """Share of the pairs kept for validation, where the folder has no split of its own."""
     direction: Literal["AtoB", "BtoA"] | None = None
-    """AtoB turns the left halves into the right ones, BtoA the right into the left."""
-    load_size: Annotated[int | None, whole(32)] = None
-    """Side in pixels to which the halves are resized before the random crop (jitter)."""
-    crop_size: Annotated[int | None, CROP] = None
-    """Side in pixels of the training pictures: a power of two from 32 to 1024."""
+    """AtoB turns A pictures (the left halves) into B pictures, BtoA the other way round."""
+    load_size: LoadSize | None = None
+    """Side in pixels to which pictures are resized before the random crop (jitter)."""
+    crop_size: CropSize | None = None
+    """Side in pixels of the training pictures, a power of two."""
     flip: bool | None = None
     """Mirror half of the pairs, left to right, at random."""
     keep_aspect: bool = False
     """Scale the short side to load_size and crop, instead of squeezing pictures to a square."""
-    square_halves: bool = True
-    """Expect side-by-side pictures twice as wide as high; off: cut any even width in half."""
     check_halves: bool = True
-    """Refuse side-by-side pictures that look like single ones; off: cut them in half anyway."""
-    nearest: Literal["none", "input", "target", "both"] = "none"
+    """Refuse side-by-side pictures that are not two squares, or look like single ones."""
+    nearest: Roles = "none"
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
-    labels: Literal["none", "input", "target", "both"] | None = None
+    labels: Roles | None = None
     """Pictures whose colours or numbers are classes: shown as such, or learned in place of L1."""
     on_bad_picture: Literal["stop", "skip"] = "stop"
     """stop lists every picture that cannot be used; skip lists them and goes on without."""
-    input_nc: Annotated[int | None, whole(1)] = None
+    input_nc: Count | None = None
     """Channels of the inputs; None: as the files have. 1 (grey) and 3 (colour) become the other."""
-    output_nc: Annotated[int | None, whole(1)] = None
+    output_nc: Count | None = None
     """Channels of the outputs, likewise."""
-    input_range: Annotated[tuple[float, float] | None, RANGE] = None
-    """Numbers that become -1 and 1; None: all of 8 or 16 bits, else 99.8 % of those there are."""
-    target_range: Annotated[tuple[float, float] | None, RANGE] = None
-    """The same of the targets: 0 4095 for 12 bits, 0 1 for masks saved as 0 and 1."""
+    input_range: Range | None = None
+    """Input numbers that become -1 and 1; None: all of 8 or 16 bits, else 99.8 % of the data."""
+    target_range: Range | None = None
+    """The same for targets: 0 4095 for 12 bits, 0 1 for masks saved as 0 and 1."""
     alpha: Literal["white", "keep"] = "white"
     """What is transparent: drawn over white, or opacity kept as a channel."""
-    max_pixels: Annotated[int | None, whole(1)] = None
+    max_pixels: Count | None = None
     """Pixels of the largest picture that is read; None: 179 million, Pillow's guard."""
-    cache_dir: Annotated[str, Rule(bool, "a folder")] = "data/.cache"
+    cache_dir: Text = "data/.cache"
     """Folder for the pictures as decoded and resized once, which later runs share."""
-    cache_limit_gb: Annotated[float, number(0)] = 16.0
+    cache_limit_gb: Weight = 16.0
     """Largest cache of one data set, in GB; above it pictures are decoded each time."""
 
     # --- The networks ---
-    bottleneck: Annotated[int | None, BOTTLENECK] = None
+    bottleneck: Literal[1, 2, 4, 8] | None = None
     """Side of the U-Net's innermost map: 1 (the paper), or 4, in 0.7 of a CPU's time a step."""
     even_start: bool | None = None
     """Begin with transposed kernels that paint even areas, against a grid of 2 px."""
-    ngf: Annotated[int, whole(1)] = 64
+    ngf: Count = 64
     """Channels of the generator's outermost layer."""
-    ndf: Annotated[int, whole(1)] = 64
+    ndf: Count = 64
     """Channels of the discriminator's first layer."""
-    n_layers_d: Annotated[int, Rule(lambda v: 0 <= v <= 8, "a whole number from 0 to 8")] = 3
+    n_layers_d: Annotated[int, Interval(ge=0, le=8)] = 3
     """Layers of stride 2 in the discriminator: 0 judges pixels, 1 16x16, 3 70x70, 5 286x286."""
-    norm: Literal["instance", "batch", "none"] = "instance"
-    """Normalisation; instance equals the paper's batch norm at batch size 1."""
-    dropout: bool | None = None
-    """Dropout in the first three decoder blocks while training: the paper's noise z."""
-    dropout_at_test: bool = False
-    """Keep dropout on when translating: the paper's way; the same input then varies."""
-    batch_norm_at_test: Literal["batch", "running"] = "batch"
-    """Statistics of batch norm when translating: the batch's own (the paper), or the running."""
+    norm: Literal["instance", "batch", "batch_running", "none"] = "instance"
+    """Normalisation; at test batch takes the batch's statistics, batch_running the training's."""
+    dropout: Literal["none", "training", "always"] | None = None
+    """The paper's noise z, in the first decoder blocks: while training, or always (at test too)."""
 
     # --- The training ---
-    n_epochs: Annotated[int | None, whole(0)] = None
+    n_epochs: CountOrNone | None = None
     """Epochs at the full learning rate."""
-    n_epochs_decay: Annotated[int | None, whole(0)] = None
+    n_epochs_decay: CountOrNone | None = None
     """Epochs after those, in which the learning rate falls linearly towards zero."""
-    batch_size: Annotated[int | None, whole(1)] = None
+    batch_size: Count | None = None
     """Pairs a step; the paper takes 1 to 10, by data set (section 3.3)."""
-    accumulate: Annotated[int, whole(1)] = 1
+    accumulate: Count = 1
     """Parts in which a batch is learned from, one after the other: less memory, more time."""
     recompute: bool = False
     """Compute the generator's inner maps twice instead of keeping them: less memory, more time."""
-    lr: Annotated[float, Rule(lambda value: 0 < value < math.inf, "a number above 0")] = 2e-4
+    lr: Rate = 2e-4
     """Learning rate of Adam, for both networks."""
-    beta1: Annotated[float, DECAY] = 0.5
+    beta1: Decay = 0.5
     """Decay rate of Adam's running mean of the gradient."""
     gan_mode: Literal["vanilla", "lsgan", "none"] = "vanilla"
     """Adversarial loss: cross-entropy, least squares, or none (L1 alone, no discriminator)."""
-    lambda_l1: Annotated[float | None, number(0)] = None
+    lambda_l1: Weight | None = None
     """Weight of the L1 loss beside the adversarial loss; 0 where targets are learned as classes."""
-    lambda_classes: Annotated[float, number(0)] = 20.0
+    lambda_classes: Weight = 20.0
     """Weight of the cross-entropy, where targets are learned as classes."""
-    lambda_features: Annotated[float | None, number(0)] = None
-    """Weight of feature matching: the discriminator's maps of an output are to be the target's."""
-    lambda_perceptual: Annotated[float, number(0)] = 0.0
+    lambda_features: Weight | None = None
+    """Weight of feature matching: the discriminator's maps of output and target should agree."""
+    lambda_perceptual: Weight = 0.0
     """Weight of the distance in a network that knows photos (10; needs requirements-eval.txt)."""
-    ema_decay: Annotated[float | None, DECAY] = None
-    """Use the mean of the generator over its last steps, some 1 / (1 - ema_decay); 0: the last."""
+    ema_decay: Decay | None = None
+    """Use the mean of the generator over its last 1 / (1 - ema_decay) steps or so; 0: the last."""
     init_from: str = ""
     """File to start a new run from (fine-tuning): generator.pt, latest.pt, latest_net_G.pth."""
     teacher: str = ""
     """Checkpoint of a run whose generator teaches this one, which can be narrower (--ngf 16)."""
-    lambda_maps: Annotated[float, number(0)] = 10.0
-    """Weight of what the teacher's decoder finds, to be found in this generator's too."""
-    seed: Annotated[int, SEED] = 0
+    seed: Seed = 0
     """Seed of weights, order, augmentation and dropout."""
 
     # --- The machine ---
-    device: Annotated[str, DEVICE] = "auto"
+    device: Device = "auto"
     """auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32 (with TF32 off)."""
@@ -252,21 +224,17 @@ class Config:
     """Compile both networks with torch.compile, which takes minutes at the start."""
     cuda_graph: bool = True
     """On CUDA, record each epoch's step once and play it back: far faster at batch size 1."""
-    num_workers: Annotated[int, whole(0)] = 2
+    num_workers: CountOrNone = 2
     """Processes that prepare pairs beside the training; 0 prepares them in between."""
 
     # --- What a run writes ---
-    log_interval: Annotated[int, whole(1)] = 20
+    log_interval: Count = 20
     """Steps between two readings of the losses, for the bar and the check on NaN."""
-    picture_interval: Annotated[int, whole(1)] = 1
-    """Epochs between two grids of sample pictures (the first and the last are always drawn)."""
-    val_interval: Annotated[int, whole(1)] = 1
-    """Epochs between two validations (the first and the last epoch are always validated)."""
-    n_samples: Annotated[int, whole(1)] = 6
-    """Validation pairs in the grid of samples."""
-    checkpoint_minutes: Annotated[float, number(0)] = 10.0
+    val_interval: Count = 1
+    """Epochs between two validations with samples (after the first and the last epoch always)."""
+    checkpoint_minutes: Weight = 10.0
     """Minutes between two checkpoints; 0 writes one after every step."""
-    keep_generators: Annotated[int, whole(0)] = 0
+    keep_generators: CountOrNone = 0
     """Keep the generator of every so many epochs as generator_050.pt; 0 keeps the last alone."""
 
     def is_label(self, role: str) -> bool:
@@ -274,75 +242,41 @@ class Config:
         return self.labels in (role, "both")
 
     def __post_init__(self) -> None:
-        """Check each value, then those that only work together."""
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
-        _check_pairs(self)
+        """Check each value by its type, then those that only work together."""
+        for name, adapter in _adapters().items():
+            value = _plain(getattr(self, name))
+            try:
+                value = adapter.validate_python(value)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                reason = re.sub("^(Input|String|Tuple)", "it", reason)
+                reason = reason.replace("Field required", "a number is missing")
+                raise ValueError(f"{name} is {value!r}; {reason}.") from None
+            object.__setattr__(self, name, value)
+        _check_together(self)
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """Return a value as Python's own type; refuse one of another type or outside its range."""
-    rules = getattr(hint, "__metadata__", ())
-    hint = get_args(hint)[0] if rules else hint
-    kind, *others = get_args(hint) if NoneType in get_args(hint) else (hint,)
-    if value is None and others:
-        return None
-    if get_origin(kind) is tuple:
-        kind, choices = tuple, ()
-        right_kind = _is_pair(value := _plain(value, kind))
-    else:
-        choices = get_args(kind)  # of a Literal
-        kind = str if choices else kind
-        value = _plain(value, kind)
-        right_kind = value in choices if choices else type(value) is kind
-    if right_kind and all(rule.allows(value) for rule in rules):
-        return value
-    expected = [rule.expected for rule in rules] or choices or [f"of type {kind.__name__}"]
-    raise ValueError(f"{name} is {value!r}; it must be {' or '.join(expected)}.")
+@functools.cache
+def _adapters() -> dict[str, TypeAdapter]:
+    """Return what checks each setting by its type, by the setting's name."""
+    hints = get_type_hints(Config, include_extras=True)
+    strict = ConfigDict(strict=True)  # or batch_size "4" and True would be numbers
+    return {name: TypeAdapter(hint, config=strict) for name, hint in hints.items()}
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and [type(number) for number in value] == [float, float]
-
-
-def _plain(value: Any, kind: type) -> Any:
-    """Return a sweep's NumPy number, an enum or a path as what a checkpoint can hold."""
-    if isinstance(value, Enum):
-        value = value.value
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy or torch, a path or a list as what a checkpoint can hold."""
     if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if hasattr(value, "item") and not value.shape:  # a scalar of NumPy or torch
-        value = value.item()
-    if kind is tuple and isinstance(value, Sequence):
-        return tuple(_plain(number, float) for number in value)
-    if isinstance(value, bool):  # an int to Python, but batch_size=True is a mistake
-        return value
-    if kind is float and isinstance(value, numbers.Real):
-        return float(value)
-    if kind is int and isinstance(value, numbers.Integral):
-        return int(value)
-    return str(value) if isinstance(value, str) else value
+        return os.fspath(value)
+    if isinstance(value, list):
+        return tuple(value)
+    return value.item() if hasattr(value, "item") and not value.shape else value
 
 
-def _check_pairs(config: Config) -> None:
+def _check_together(config: Config) -> None:
     """Refuse values that cannot work together, naming the smallest change that does."""
-    for one, other in (("input_dir", "target_dir"), ("a", "b")):
-        if bool(getattr(config, one)) != bool(getattr(config, other)):
-            missing = other if getattr(config, one) else one
-            raise ValueError(f"{missing} is empty; {one} and {other} are set together.")
-    if config.input_dir and config.a:
-        raise ValueError(
-            "input_dir and a are both set; name the folders of inputs and targets in one way."
-        )
-    if config.suffix_a == config.suffix_b != "":
-        raise ValueError(
-            f"suffix_a and suffix_b are both {config.suffix_a}; set them to what tells A from B."
-        )
-    if config.input_dir and config.direction == "BtoA":
-        raise ValueError(
-            "direction is BtoA, but input_dir and target_dir say already what becomes what; leave "
-            "direction out, and swap the two folders to learn the other way round."
-        )
+    if config.a == config.b != "":
+        raise ValueError(f"a and b are both {config.a}; set them to what tells A from B.")
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
     others = config.lambda_perceptual or (config.is_label("target") and config.lambda_classes)
@@ -352,8 +286,12 @@ def _check_pairs(config: Config) -> None:
             "set lambda_l1 above 0 (the paper: 100)."
         )
     _check_parts(config)
-    if config.crop_size is None:
-        return
+    if config.crop_size is not None:
+        _check_sizes(config)
+
+
+def _check_sizes(config: Config) -> None:
+    """Refuse a crop that does not fit its picture, or of which the discriminator leaves nothing."""
     if config.load_size is not None and config.load_size < config.crop_size:
         raise ValueError(
             f"load_size {config.load_size} is smaller than crop_size {config.crop_size}, and a "
@@ -361,7 +299,7 @@ def _check_pairs(config: Config) -> None:
         )
     # After the stride-2 layers two 4x4 convolutions take one pixel each, and the norm between
     # them needs more than one: four must be left.
-    deepest = int(math.log2(config.crop_size)) - 2
+    deepest = config.crop_size.bit_length() - 3
     if config.n_layers_d > deepest and config.gan_mode != "none":
         raise ValueError(
             f"n_layers_d {config.n_layers_d} leaves nothing of a {config.crop_size} px crop for "
@@ -377,10 +315,11 @@ def _check_parts(config: Config) -> None:
             f"batch_size {config.batch_size} cannot be split into {config.accumulate} equal parts; "
             "set accumulate to a divisor of it."
         )
-    if config.norm == "batch" and (config.accumulate > 1 or config.recompute):
+    if config.norm.startswith("batch") and (config.accumulate > 1 or config.recompute):
         raise ValueError(
-            "norm is batch, whose statistics are those of all pictures computed at once, and are "
-            "counted at each computation; leave norm at instance, or accumulate and recompute out."
+            f"norm is {config.norm}, whose statistics are those of all pictures computed at once, "
+            "and are counted at each computation; leave norm at instance, or accumulate and "
+            "recompute out."
         )
     if config.teacher and (config.accumulate > 1 or config.recompute):
         raise ValueError(

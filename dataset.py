@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Protocol
 
 # albumentations asks a server for newer versions when imported, unless this is set before.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -12,18 +14,27 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from config import Config
+from machine.devices import Machine
+from machine.processes import Processes
 from machine.workers import prepared
 from pictures.cache import PairCache
 from pictures.encode import image_of
 from pictures.layouts import Pair
-from pictures.pairs import Kinds, Preparation
+from pictures.pairs import Preparation
 from pictures.shards import PairsInShards, ShardedPairs
 from pictures.sides import Side, Sides
 
 Key = tuple[int, int]  # (epoch, index of the pair)
+
+
+class Progress(Protocol):
+    """How far a run is: the epochs that are done, and the steps of the next one."""
+
+    epoch: int
+    step: int
 
 
 class PairedImages(Dataset):
@@ -40,11 +51,7 @@ class PairedImages(Dataset):
 
     Attributes:
         preparation: As given.
-        pairs: The pairs that are used, in the order of the indices.
-        looked_at: Indices of those that tell what the pictures are: all, unless they are in shards.
-        sizes: Original (height, width) of the input, of these.
-        contents: A hash of each pair's files by its key, or of each shard by its name.
-        kinds: What the inputs are, and the targets.
+        store: The pairs that are used, in the order of the indices, and what is known of them.
         notes: Remarks for the user; the one on pairs left out lists them below it.
 
     Raises:
@@ -55,18 +62,13 @@ class PairedImages(Dataset):
     def __init__(self, pairs: Sequence[Pair], preparation: Preparation) -> None:
         self.preparation = preparation
         kept = PairsInShards if isinstance(pairs, ShardedPairs) else PairCache
-        self._kept = kept(pairs, preparation)
+        self.store = kept(pairs, preparation)
         self._augment = _augmentation(preparation)
-        self.pairs: Sequence[Pair] = self._kept.pairs
-        self.looked_at: Sequence[int] = self._kept.looked_at
-        self.sizes: list[tuple[int, int]] = self._kept.sizes
-        self.contents: dict[str, str] = self._kept.contents
-        self.kinds: Kinds = self._kept.kinds
-        self.notes = self._kept.notes + _enlarged(self.sizes, preparation)
+        self.notes = self.store.notes + _enlarged(self.store.sizes, preparation)
 
     def __len__(self) -> int:
         """Count the pairs."""
-        return len(self.pairs)
+        return len(self.store.pairs)
 
     def __getitem__(self, key: Key) -> Tensor:
         """Return the sample (C, crop_size, crop_size) of (epoch, index)."""
@@ -89,11 +91,11 @@ class PairedImages(Dataset):
 
     def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return input and target of a pair as they are kept, (H, W, channels) each."""
-        pair, channels = self._kept.read(index), self.kinds[0].channels
+        pair, channels = self.store.read(index), self.store.kinds[0].channels
         return pair[..., :channels], pair[..., channels:]
 
     def _sample(self, epoch: int, index: int) -> np.ndarray:
-        pair = self._kept.read(index)
+        pair = self.store.read(index)
         # Each step gets a seed of its own: with Compose.set_random_seed all would draw the same
         # numbers, and exactly the crops from the upper half would be mirrored.
         for step, transform in enumerate(self._augment.transforms):
@@ -148,16 +150,15 @@ def epoch_order(
             yield [(epoch, int(index)) for index in batch]
 
 
-def training_loader(
+@contextmanager
+def training_batches(
     pairs: PairedImages,
     config: Config,
-    start_epoch: int = 0,
-    start_step: int = 0,
-    device: torch.device | None = None,
+    machine: Machine,
     check: Callable[[], None] = lambda: None,
-    share_of: Callable[[list[Key]], Sequence[Key]] = lambda batch: batch,
-) -> Iterator[Tensor]:
-    """Yield the batches of the whole rest of a run; closing the generator ends its processes.
+    begin: Progress | None = None,
+) -> Iterator[Iterator[Tensor]]:
+    """Give the batches of the whole rest of a run, on the device; the processes end with the block.
 
     One iterator over all epochs keeps the workers busy across their borders. It draws nothing
     from torch's global generator, so the same run trains alike however often it is resumed.
@@ -165,36 +166,48 @@ def training_loader(
     Args:
         pairs: The training pairs, at least batch_size of them.
         config: Resolved settings: batch_size, num_workers, seed and the number of epochs.
-        start_epoch: Epoch to begin in, from 0.
-        start_step: Batches of that epoch that are done already.
-        device: Where the batches will go.
-        check: Called every second while a batch is waited for; what it raises ends the waiting.
-        share_of: Returns what of a batch this process prepares, where several share a run.
+        machine: Where the batches go. Processes that share the run get a share of each.
+        check: Called before each batch, and every second while one is waited for; what it raises
+            ends the batches, in all processes before the same one.
+        begin: Where the run is; None: at its start.
 
     Yields:
-        Tensors (batch_size or the share of it, C, crop_size, crop_size), uint8, uint16 or
-        float32.
-
-    Raises:
-        BadPictures, OSError: A picture that is not cached has changed, or a worker is gone.
+        An iterator over tensors (batch_size or the share of it, C, crop_size, crop_size), uint8,
+        uint16 or float32. It raises BadPictures or OSError where a picture that is not cached
+        has changed, or a worker is gone.
     """
     n_epochs = config.n_epochs + config.n_epochs_decay
-    order = epoch_order(
-        len(pairs), config.batch_size, config.seed, n_epochs, start_epoch, start_step
-    )
+    start = (begin.epoch, begin.step) if begin else (0, 0)
+    order = epoch_order(len(pairs), config.batch_size, config.seed, n_epochs, *start)
+    own = map(machine.processes.share_of, order)
     # Page-locked memory goes to a GPU while the host goes on.
-    keep = Tensor.pin_memory if device and device.type == "cuda" else Tensor.clone
-    return prepared(pairs, map(share_of, order), config.num_workers, check=check, keep=keep)
+    keep = Tensor.pin_memory if machine.device.type == "cuda" else Tensor.clone
+    with closing(prepared(pairs, own, config.num_workers, check=check, keep=keep)) as batches:
+        together = machine.processes.in_step(batches, check)
+        yield (batch.to(machine.device, non_blocking=True) for batch in together)
 
 
-def validation_loader(pairs: PairedImages) -> DataLoader:
-    """Return the pairs one at a time and in order, as tensors (1, C, crop_size, crop_size)."""
-    keys = [[(0, index)] for index in range(len(pairs))]
-    return DataLoader(pairs, batch_sampler=keys, collate_fn=_as_is, generator=torch.Generator())
+def validation_batches(
+    pairs: PairedImages, seed: int = 0, numbers: Iterable[int] | None = None
+) -> Iterator[Tensor]:
+    """Yield pairs one at a time, as tensors (1, C, crop_size, crop_size) of the files' numbers.
+
+    Before each, torch's generator is seeded: a picture's noise (dropout at test) is its own,
+    whichever process translates it.
+
+    Args:
+        pairs: The pairs.
+        seed: Of the run.
+        numbers: Which of them; None: all, in order.
+    """
+    for number in range(len(pairs)) if numbers is None else numbers:
+        torch.manual_seed(derived_seed(seed, number))
+        yield pairs[0, number][None]
 
 
-def _as_is(batch: Tensor) -> Tensor:
-    return batch
+def seed_noise(seed: int, epoch: int, step: int, processes: Processes) -> None:
+    """Seed torch's generator for a step, so that its dropout follows from these numbers alone."""
+    torch.manual_seed(derived_seed(seed, epoch, step, *processes.rank_seed))
 
 
 def normalise(batch: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:

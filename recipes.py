@@ -12,7 +12,7 @@ from pictures.tars import is_shards
 
 
 def resolve(config: Config) -> tuple[Config, dict[str, str]]:
-    """Fill in what the data set's recipe decides.
+    """Fill in what the recipe and the data set decide.
 
     Args:
         config: Settings as typed, None where the recipe decides.
@@ -31,8 +31,8 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     origin = dict.fromkeys(PAPER, f"preset {folder}" if folder in PRESETS else "paper")
     origin |= dict.fromkeys(recipe, f"recipe {config.recipe}")
     typed = {key: value for key in values if (value := getattr(config, key)) is not None}
-    if config.input_dir:
-        values["direction"], origin["direction"] = "AtoB", "input_dir to target_dir"
+    if is_path(config.a):
+        values["direction"], origin["direction"] = "AtoB", "a to b"
     _keep_ratio(typed.get("load_size"), typed.get("crop_size"), values, origin)
     _learn_classes(replace(config, **(values | typed)), typed, values, origin)
     if not config.name:
@@ -46,6 +46,11 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     return replace(config, **(values | typed)), origin
 
 
+def is_path(side: str) -> bool:
+    """Tell whether ``a`` or ``b`` is the path of a folder, not a folder's name or an ending."""
+    return os.path.isabs(side) or "/" in side or os.sep in side
+
+
 def _folder_of(dataset: str) -> str:
     """Return the name of the folder that is, or holds the shards of, a data set."""
     path = PurePath(os.path.abspath(dataset))
@@ -54,7 +59,7 @@ def _folder_of(dataset: str) -> str:
 
 def palettes_of(config: Config) -> tuple[Palette | None, Palette | None]:
     """Return the colours of the classes in inputs and targets, where the data set is known."""
-    if config.input_dir:  # what lies in a folder is known by the name of its data set alone
+    if is_path(config.a):  # a data set is known by its name, not by those of its folders
         return None, None
     folder = _folder_of(config.dataset)
     palettes = known_palettes(folder, config.direction)
@@ -79,12 +84,14 @@ def _learn_classes(
 
 
 def _tidy_paths(config: Config, defaults: Config) -> Config:
-    """Spell each folder in one way, and take the data set's from those that were named."""
-    typed = {name: path for name in PATHS if (path := getattr(config, name))}
+    """Spell each path in one way, and take the data set's from the folders that were named."""
     # The same folder typed with another slash at the end is the same run.
-    tidy = {name: os.path.normpath(os.path.expanduser(path)) for name, path in typed.items()}
+    tidy = {n: os.path.normpath(os.path.expanduser(p)) for n in PATHS if (p := getattr(config, n))}
+    for side in ("a", "b"):
+        if is_path(getattr(config, side)) and not is_path(tidy[side]):
+            tidy[side] = os.path.join(tidy[side], "")  # or photos/ would be a folder's name
     config = replace(config, **tidy)
-    named = config.train_dir or config.input_dir
+    named = config.train_dir or (config.a if is_path(config.a) else "")
     if named and config.dataset == defaults.dataset:
         return replace(config, dataset=str(PurePath(os.path.abspath(named)).parent))
     return config

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dataset import denormalise, scaled
-from generator import Generator
 from machine.devices import Machine, choose_machine
 from machine.disk import make_folder
+from machine.processes import check_alone
 from machine.progress import progress
 from machine.stopping import is_out_of_memory, run_script
 from pictures.decode import Picture, PictureError, Reading, decode, read_picture
@@ -32,108 +32,125 @@ from pictures.jobs import Job, ahead, find_jobs, left_out, save
 from pictures.pairs import SQUARE, cut, resize
 from pictures.palettes import numbered, share_unknown
 from pictures.sides import OWN_RANGES, SCALABLE, Kind, Side, misfit, to_kind
-from utils import load_generator, testing
+from utils import Translator, load_generator, testing
 
-Scale = Literal["trained", "own", "crop"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Alpha = Literal["white", "keep"]
-TILE = 1024  # pixels; a multiple of every crop_size
+TILE = 1024  # pixels; a multiple of what every generator takes
 
 
 class UnlikeError(ValueError):
     """A picture is of another kind than those that the generator was trained on."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """How pictures are translated.
+
+    Args:
+        scale: trained scales as the training pictures were (default), own does not scale (default
+            for the authors' files), crop squeezes to crop_size (default after a training on
+            pictures of many sizes). The output is scaled back.
+        tile: Side in pixels of the overlapping tiles in which larger pictures are translated.
+        precision: auto, fp32, bf16 or fp16; if not given, as in the training, but fp32 for outputs
+            of over 8 bits, whose digits half precision has not.
+        alpha: keep makes the output transparent where the input is; white draws that over white.
+        whole: Translate the whole of pictures that look like the pairs of the training, not only
+            their input halves.
+        max_pixels: Pixels of the largest picture that is read; if not given, 179 million.
+    """
+
+    scale: Literal["trained", "own", "crop"] | None = None
+    tile: int = TILE
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    alpha: Literal["white", "keep"] = "white"
+    whole: bool = False
+    max_pixels: int | None = None
+
+
+DEFAULTS = Options()
+
+
 # --- Pictures ---
 def translate(
-    generator: Generator,
+    translator: Translator,
     picture: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray],
     *,
-    scale: Scale | None = None,
-    tile: int = TILE,
     seed: int | None = None,
-    precision: Precision | None = None,
-    alpha: Alpha = "white",
-    whole: bool = False,
+    **options: Any,
 ) -> Image.Image | np.ndarray | list[Image.Image | np.ndarray]:
     """Translate a picture, or each of a list, to one of the same size.
 
     Args:
-        generator: From ``load_generator``.
+        translator: From ``load_generator``.
         picture: Of any size, of the kind of the training's inputs (grey and colour, 8 and 16 bits
             become the other); an array is (H, W), (H, W, channels) or (channels, H, W).
-        scale: "trained" scales it as the training pictures were, which is the default where the
-            checkpoint says how; "own" leaves it as it is; "crop" squeezes it to crop_size, the
-            default where pictures of many sizes were. The output is scaled back.
-        tile: Side in pixels of the overlapping tiles in which larger pictures are translated.
         seed: Switches dropout on (the paper's noise z) and seeds it; None: as the checkpoint says.
-        precision: Of the network; None: as in the training, but fp32 for outputs of over 8 bits.
-        alpha: "keep" makes transparent what was so; "white" leaves it drawn over white.
-        whole: Translate the whole of a picture that looks like a pair, where such were cut.
+        **options: Fields of ``Options``.
 
     Returns:
         The output, or the list of outputs, of the type and in the units of the training's targets:
         a picture, or where Pillow has no such pictures an array (H, W, channels).
 
     Raises:
-        ValueError: A setting, or a picture that cannot be used.
+        ValueError: An option, or a picture that cannot be used.
     """
+    chosen = Options(**options)
     pictures = picture if isinstance(picture, list | tuple) else [picture]
     if not all(isinstance(one, Image.Image | np.ndarray) for one in pictures):
         raise ValueError(f"translate takes pictures from PIL.Image.open or arrays, not {picture!r}")
-    options = {"scale": scale, "tile": tile, "seed": seed, "precision": precision, "alpha": alpha}
-    reading = reading_of(generator)
+    reading = reading_of(translator, chosen)
     decoded = [decode(one, f"picture {n}", reading) for n, one in enumerate(pictures)]
-    inputs = decoded if whole else [input_half(generator, one) for one in decoded]
-    outputs = [as_opened(translate_decoded(generator, one, **options)) for one in inputs]
+    inputs = [input_half(translator, one, chosen) for one in decoded]
+    outputs = [as_opened(translate_decoded(translator, one, chosen, seed)) for one in inputs]
     return outputs if pictures is picture else outputs[0]
 
 
-def reading_of(generator: Generator) -> Reading:
+def reading_of(translator: Translator, options: Options) -> Reading:
     """Return how files are to be read for a generator: as those that it was trained on."""
-    config = generator.config
-    return Reading(config.alpha, bool(generator.sides.input.index), config.max_pixels)
+    is_index = bool(translator.sides.input.index)
+    return Reading(translator.config.alpha, is_index, options.max_pixels)
 
 
-def input_half(generator: Generator, picture: Picture) -> Picture:
+def input_half(translator: Translator, picture: Picture, options: Options) -> Picture:
     """Return the half to translate of a picture that looks like a pair, if such were cut."""
-    if not generator.side_by_side or generator.picture_size is None:
+    facts = translator.facts
+    if options.whole or not facts.side_by_side or facts.picture_size is None:
         return picture
-    height, width = generator.picture_size
+    height, width = facts.picture_size
     found_height, found_width = picture.pixels.shape[:2]
     if abs(found_width / found_height / (2 * width / height) - 1) > SQUARE:
         return picture
-    return cut(picture, half=int(generator.config.direction == "BtoA"))
+    return cut(picture, half=int(facts.config.direction == "BtoA"))
 
 
 def translate_decoded(
-    generator: Generator,
-    picture: Picture,
-    *,
-    scale: Scale | None = None,
-    tile: int = TILE,
-    seed: int | None = None,
-    precision: Precision | None = None,
-    alpha: Alpha = "white",
+    translator: Translator, picture: Picture, options: Options, seed: int | None = None
 ) -> Picture:
     """Translate a picture that is decoded already, see ``translate``."""
-    config, (source, target) = generator.config, generator.sides
-    _check_tile(tile, config.crop_size)
-    ready = _scaled(_as_trained(picture, source), generator, scale)
-    padded = torch.from_numpy(_padded(ready, config.crop_size)).movedim(2, 0)[None]
+    config, (source, target) = translator.config, translator.sides
+    _check_tile(options.tile, translator.multiple)
+    ready = _scaled(_as_trained(picture, source), translator, options)
+    padded = torch.from_numpy(_padded(ready, translator.multiple)).movedim(2, 0)[None]
     # Half precision has errors that more than 8 bits would show.
     usual = config.precision if target.dtype == "uint8" else "fp32"
-    machine = choose_machine(next(generator.parameters()).device, precision or usual)
-    with _seeded(generator, seed):
-        fake = _apply(generator, padded, tile, machine)[0]  # (channels, H, W)
+    device = next(translator.parameters()).device
+    machine = choose_machine(device, options.precision or usual)
+    with _seeded(translator, seed):
+        fake = _apply(translator, padded, options.tile, machine)[0]  # (channels, H, W)
+    if not fake.isfinite().all():
+        raise UnlikeError("the output for it is not finite; the checkpoint is damaged")
     output = denormalise(_unpadded(fake, ready.shape), target)
     nearest = target.is_exact or config.nearest in ("target", "both")
     output = resize(output, picture.pixels.shape, nearest)
+    return _as_target(output, picture, target, options)
+
+
+def _as_target(output: np.ndarray, picture: Picture, target: Side, options: Options) -> Picture:
+    """Return numbers as a picture of the targets' kind, with opacity and place of the input."""
     if not target.is_plain:  # enlarging swings beyond the range, where its type does not end it
         output = output.clip(target.low, target.high).astype(output.dtype)
     if target.index:
         output = numbered(output, target.palette)[..., None]
-    kept = picture.alpha if alpha == "keep" and _takes_opacity(target) else None
+    kept = picture.alpha if options.alpha == "keep" and _takes_opacity(target) else None
     if kept is not None:
         kept = to_kind(kept, Kind(1, output.dtype.name)).round().astype(output.dtype)
     return Picture(output, kept, target.index, picture.tags)
@@ -165,12 +182,12 @@ def _check_tile(tile: int, multiple: int) -> None:
         )
 
 
-def _scaled(pixels: np.ndarray, generator: Generator, scale: Scale | None) -> np.ndarray:
+def _scaled(pixels: np.ndarray, translator: Translator, options: Options) -> np.ndarray:
     """Return the picture as large as the generator is used to see it, (h, w, channels)."""
-    config, trained_on = generator.config, generator.picture_size
+    config, trained_on = translator.config, translator.facts.picture_size
     height, width = pixels.shape[:2]
-    usual = "crop" if generator.mixed_sizes else "trained"
-    scale = scale or (usual if trained_on else "own")
+    usual = "crop" if translator.facts.mixed_sizes else "trained"
+    scale = options.scale or (usual if trained_on else "own")
     if scale == "own":
         return pixels
     if scale == "crop":
@@ -186,7 +203,7 @@ def _scaled(pixels: np.ndarray, generator: Generator, scale: Scale | None) -> np
         shape = tuple(
             max(1, round(s * ratio)) for s, ratio in zip((height, width), ratios, strict=True)
         )
-    nearest = generator.sides.input.is_exact or config.nearest in ("input", "both")
+    nearest = translator.sides.input.is_exact or config.nearest in ("input", "both")
     return resize(pixels, shape, nearest)
 
 
@@ -204,34 +221,35 @@ def _unpadded(fake: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 @contextmanager
-def _seeded(generator: Generator, seed: int | None) -> Iterator[None]:
+def _seeded(translator: Translator, seed: int | None) -> Iterator[None]:
     """Lend the generator for test-time use, with dropout on and seeded unless ``seed`` is None."""
+    generator = translator.generator
     if seed is not None and not any(isinstance(m, nn.Dropout) for m in generator.modules()):
         raise ValueError("This generator has no dropout, so that all its samples are the same.")
-    dropout_at_test = generator.dropout_at_test
-    generator.dropout_at_test = dropout_at_test or seed is not None
+    dropout = generator.dropout
+    generator.dropout = dropout if seed is None else "always"
     try:
-        with testing(generator, generator.config.seed if seed is None else seed):
+        with testing(translator, translator.config.seed if seed is None else seed):
             yield
     finally:
-        generator.dropout_at_test = dropout_at_test
-        generator.train(generator.training)
+        generator.dropout = dropout
+        translator.train(translator.training)
 
 
-def _apply(generator: Generator, batch: Tensor, tile: int, machine: Machine) -> Tensor:
+def _apply(translator: Translator, batch: Tensor, tile: int, machine: Machine) -> Tensor:
     """Return the outputs (N, channels, H, W) in [-1, 1] for numbers as in files, likewise."""
-    x = scaled(batch.to(machine.device), generator.sides.input).clamp(-1, 1)
+    x = scaled(batch.to(machine.device), translator.sides.input).clamp(-1, 1)
     rows, columns = (_tile_starts(side, tile) for side in x.shape[2:])
     with machine.autocast:
         if len(rows) == len(columns) == 1:
-            return generator(x)
-        total = x.new_zeros(len(x), generator.sides.target.channels, *x.shape[2:])
+            return translator(x)
+        total = x.new_zeros(len(x), translator.sides.target.channels, *x.shape[2:])
         weight = x.new_zeros(x.shape[2:])
         for top, left in product(rows, columns):
             place = (..., slice(top, top + tile), slice(left, left + tile))
             window = _ramp(weight[place].shape[0], tile, machine.device)[:, None]
             window = window * _ramp(weight[place].shape[1], tile, machine.device)
-            total[place] += generator(x[place]) * window
+            total[place] += translator(x[place]) * window
             weight[place] += window
         return total / weight
 
@@ -253,15 +271,14 @@ def _ramp(length: int, tile: int, device: torch.device) -> Tensor:
 
 # --- Files ---
 def translate_jobs(
-    generator: Generator, jobs: Sequence[Job], *, whole: bool = False, **options: Any
+    translator: Translator, jobs: Sequence[Job], options: Options
 ) -> list[PictureError]:
     """Translate files; reading and writing go on beside the network.
 
     Args:
-        generator: From ``load_generator``.
+        translator: From ``load_generator``.
         jobs: From ``find_jobs``.
-        whole: As in ``translate``.
-        **options: ``scale``, ``tile``, ``precision`` and ``alpha`` of ``translate``.
+        options: How.
 
     Returns:
         What is wrong with each picture that could not be read, translated or written.
@@ -269,36 +286,36 @@ def translate_jobs(
     seen = {"cut": 0, "transparent": 0}
 
     def outputs(pool: Executor) -> Iterator[tuple[Path, Picture] | PictureError]:
-        read = partial(read_picture, reading=reading_of(generator))
+        read = partial(read_picture, reading=reading_of(translator, options))
         pictures = zip(jobs, ahead(pool, read, [job.source for job in jobs]), strict=True)
         for job, picture in progress(pictures, desc="translating", total=len(jobs), unit="picture"):
             if isinstance(picture, PictureError):
                 yield picture
                 continue
-            half = picture if whole else input_half(generator, picture)
+            half = input_half(translator, picture, options)
             seen["cut"] += half is not picture
             seen["transparent"] += half.is_transparent
             for seed, target in job.targets.items():
                 try:
-                    yield target, translate_decoded(generator, half, seed=seed, **options)
+                    yield target, translate_decoded(translator, half, options, seed)
                 except UnlikeError as error:
                     yield PictureError({job.source: str(error)})
 
     with ThreadPoolExecutor() as pool:
         failed = [e for e in ahead(pool, save, outputs(pool)) if isinstance(e, PictureError)]
-    _say_what_was_done(generator, seen, options.get("alpha"))
+    _say_what_was_done(translator, seen, options)
     return failed
 
 
-def _say_what_was_done(generator: Generator, seen: dict[str, int], alpha: Alpha | None) -> None:
+def _say_what_was_done(translator: Translator, seen: dict[str, int], options: Options) -> None:
     if seen["cut"]:
-        half = "right" if generator.config.direction == "BtoA" else "left"
+        half = "right" if translator.config.direction == "BtoA" else "left"
         print(
             f"{seen['cut']} pictures are pairs, as in the training: their {half} halves were "
             "translated (--whole translates all of them)"
         )
-    can_keep = _takes_opacity(generator.sides.target)
-    if seen["transparent"] and not (can_keep and alpha == "keep"):
+    can_keep = _takes_opacity(translator.sides.target)
+    if seen["transparent"] and not (can_keep and options.alpha == "keep"):
         print(
             f"{seen['transparent']} pictures are partly transparent and were drawn over white"
             + " (--alpha keep makes the outputs transparent there)" * can_keep
@@ -310,15 +327,10 @@ def translate_files(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     source: Annotated[str, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
-    scale: Scale | None = None,
-    tile: int = TILE,
+    options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
     samples: int = 0,
     suffix: Literal[".png", ".tif", ".npy", ".jpg"] | None = None,
     skip_existing: bool = False,
-    alpha: Alpha = "white",
-    whole: bool = False,
-    max_pixels: int | None = None,
-    precision: Precision | None = None,
     device: str = "auto",
 ) -> int:
     """Translate a picture, a folder of pictures, or those that a quoted pattern names.
@@ -327,30 +339,20 @@ def translate_files(
         checkpoint: generator.pt of a run, or latest_net_G.pth of the authors' PyTorch port.
         source: A picture, a folder (the tree below it is kept), or a pattern ("photos/*.jpg").
         output: File for one picture, folder for several.
-        scale: trained scales as the training pictures were (default), own does not scale (default
-            for the authors' files), crop squeezes to crop_size (default after a training on
-            pictures of many sizes); the output is scaled back.
-        tile: Larger pictures are translated in overlapping tiles of this side, in pixels.
+        options: How pictures are translated.
         samples: Outputs a picture, with dropout on (the paper's noise z) and seeded; 0: one, plain.
         suffix: Format of the outputs in a folder; if not given, .png where that holds them.
         skip_existing: Leave out pictures whose outputs exist.
-        alpha: keep makes the output transparent where the input is; white draws that over white.
-        whole: Translate the whole of pictures that look like the pairs of the training.
-        max_pixels: Pixels of the largest picture that is read; if not given, as in the training.
-        precision: auto, fp32, bf16 or fp16; if not given, as in the training, fp32 if over 8 bits.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
         How many pictures could not be translated.
     """
-    generator = load_generator(checkpoint, device)
-    if max_pixels:
-        generator.config = replace(generator.config, max_pixels=max_pixels)
-    suffix = suffix or _usual_suffix(generator.sides.target)
+    translator = load_generator(checkpoint, device)
+    suffix = suffix or _usual_suffix(translator.sides.target)
     jobs = _jobs_left(source, output, suffix, samples, skip_existing)
-    _check_formats(jobs, generator.sides.target)
-    options = {"scale": scale, "tile": tile, "precision": precision, "alpha": alpha}
-    failed = translate_jobs(generator, jobs, whole=whole, **options)
+    _check_formats(jobs, translator.sides.target)
+    failed = translate_jobs(translator, jobs, options)
     print(f"{len(jobs) - len(failed)} pictures translated to {output}")
     if failed:
         print(f"{len(failed)} could not be translated:", *failed, sep="\n", file=sys.stderr)
@@ -393,8 +395,9 @@ def _check_formats(jobs: Sequence[Job], side: Side) -> None:
 
 def main() -> None:
     """Translate what the command line names; exit with 1 if a picture was left out."""
+    check_alone("translate.py")
     try:
-        failed = tyro.cli(translate_files)
+        failed = tyro.cli(translate_files, config=(tyro.conf.OmitArgPrefixes,))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "Stopped; every output that exists is whole. Add --skip-existing to go on."

@@ -2,17 +2,19 @@
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from authors import import_generator
-from config import Config, plain_name
+from config import OF_THE_MACHINE, Config, plain_name
 from generator import Generator
+from labels import Labels
 from machine.devices import pick_device
 from pictures.sides import Side, Sides
 from recipes import palettes_of, resolve
@@ -22,8 +24,232 @@ class CheckpointError(ValueError):
     """A file that is not a usable checkpoint of this project."""
 
 
-def _read(path: Path) -> Any:
-    """Return what torch saved in a file, tensors on the CPU; code hidden in the file is not run."""
+# --- Networks ---
+@dataclass(frozen=True)
+class Facts:
+    """What a generator is saved with, to be used on other pictures."""
+
+    config: Config
+    """The resolved settings that it was trained with."""
+    sides: Sides
+    """What its inputs and outputs are as files."""
+    picture_size: tuple[int, int] | None = None
+    """Median height and width, in pixels, of the pictures it was trained on, where known."""
+    side_by_side: bool = False
+    """Whether those were halves of side-by-side pictures."""
+    mixed_sizes: bool = False
+    """Whether those were of many sizes, all squeezed to one."""
+
+    def as_saved(self) -> dict[str, Any]:
+        """Return them as plain data, for a checkpoint."""
+        return vars(self) | {"config": asdict(self.config), "sides": self.sides.as_saved()}
+
+    @classmethod
+    def from_saved(cls, content: Mapping[str, Any]) -> "Facts":
+        """Return what ``as_saved`` made plain; what concerns the machine takes its default.
+
+        Raises:
+            ValueError, TypeError, KeyError: They are not as ``as_saved`` makes them.
+        """
+        unknown = content["config"].keys() - {field.name for field in fields(Config)}
+        if unknown:
+            names = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"it is of another version of this project, with settings {names}")
+        typed = {n: v for n, v in content["config"].items() if n not in OF_THE_MACHINE}
+        size = content["picture_size"]
+        if size is not None:
+            height, width = map(int, size)
+            size = (height, width)
+        return cls(
+            resolve(Config(**typed))[0],
+            Sides.from_saved(content["sides"]),
+            size,
+            bool(content["side_by_side"]),
+            bool(content["mixed_sizes"]),
+        )
+
+
+class Translator(nn.Module):
+    """A generator with all that is needed to use it: pictures in, pictures out.
+
+    Args:
+        generator: The network.
+        labels: Which of its pictures are label pictures, and of which classes.
+        facts: What it was trained with.
+    """
+
+    def __init__(self, generator: Generator, labels: Labels, facts: Facts) -> None:
+        super().__init__()
+        self.generator, self.labels, self.facts = generator, labels, facts
+
+    @property
+    def config(self) -> Config:
+        """The resolved settings of its training."""
+        return self.facts.config
+
+    @property
+    def sides(self) -> Sides:
+        """What its inputs and outputs are as files."""
+        return self.facts.sides
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate pictures.
+
+        Args:
+            x: (N, channels, H, W) in [-1, 1], H and W multiples of ``multiple``.
+
+        Returns:
+            (N, channels of the targets, H, W) in [-1, 1], float32.
+        """
+        return self.labels.finish(self.generator(self.labels.encode_input(x)))
+
+    @property
+    def multiple(self) -> int:
+        """What sides of pictures in pixels must be multiples of: 2 to the number of levels."""
+        return 2 ** len(self.generator.encoder)
+
+
+def labels_of(config: Config, sides: Sides) -> Labels:
+    """Return what of the pictures is taken for classes."""
+    return Labels(
+        sides.input.colours if config.is_label("input") else None,
+        sides.target.colours if config.is_label("target") else None,
+        soft_edges=not sides.target.is_exact,
+    )
+
+
+def build_generator(config: Config, sides: Sides) -> Generator:
+    """Return the generator that a resolved ``config`` describes, freshly initialised.
+
+    Args:
+        config: Its settings.
+        sides: What its inputs and outputs are as files.
+    """
+    channels = [
+        len(side.palette) if config.is_label(role) else side.channels
+        for role, side in zip(("input", "target"), sides, strict=True)
+    ]
+    return Generator(
+        *channels,
+        crop_size=config.crop_size,
+        bottleneck=config.bottleneck,
+        ngf=config.ngf,
+        norm=config.norm,
+        dropout=config.dropout,
+        even_start=config.even_start,
+        tanh=not config.is_label("target"),
+        recompute=config.recompute,
+    )
+
+
+def known_sides(config: Config) -> Sides:
+    """Return what the pictures of a data set are as far as its name tells: of 8 bits."""
+    channels = (config.input_nc or 3, config.output_nc or 3)
+    palettes = palettes_of(config)
+    return Sides(*(Side(n, palette=p) for n, p in zip(channels, palettes, strict=True)))
+
+
+@contextmanager
+def testing(network: nn.Module, seed: int) -> Iterator[None]:
+    """Lend ``network`` for test-time use, then hand it back as it was.
+
+    Nothing inside touches the random state outside, and dropout at test, where it is on, draws
+    the same noise every time.
+    """
+    was_training, device = network.training, next(network.parameters()).device
+    accelerators = {} if device.type == "cpu" else {"device_type": device.type}
+    devices = [device] if accelerators else []
+    with torch.inference_mode(), torch.random.fork_rng(devices, **accelerators):
+        torch.manual_seed(seed)
+        network.eval()
+        try:
+            yield
+        finally:
+            network.train(was_training)
+
+
+# --- Files ---
+def load_generator(path: str | Path, device: str | torch.device = "auto") -> Translator:
+    """Return a trained generator, ready to translate.
+
+    Args:
+        path: ``generator.pt`` or ``latest.pt`` of a run, or ``latest_net_G.pth`` of the authors'
+            PyTorch port.
+        device: Where to put it; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Returns:
+        The module, configured for test, with what it was trained with as ``facts``. It takes
+        (N, channels, H, W) in [-1, 1], H and W multiples of ``multiple``.
+
+    Raises:
+        CheckpointError: The file is damaged or holds no such generator.
+        OSError: It does not exist or cannot be read.
+        ValueError: This machine has no such device.
+    """
+    path = Path(path)
+    content = read_file(path)
+    if is_ours(content):
+        with explaining(path):
+            weights = content.get("average") or content["generator"]
+            translator = translator_from(Facts.from_saved(content), weights)
+    else:
+        translator = _import(content, path)
+    return translator.to(pick_device(str(device)))
+
+
+def translator_from(facts: Facts, weights: Any) -> Translator:
+    """Return a generator with the weights of a file, configured for test.
+
+    Raises:
+        ValueError: They are not those of such a generator.
+    """
+    generator = build_generator(facts.config, facts.sides)
+    load_weights(generator, weights)
+    return _ready(generator, facts)
+
+
+def _ready(generator: Generator, facts: Facts) -> Translator:
+    translator = Translator(generator, labels_of(facts.config, facts.sides), facts)
+    return translator.eval().requires_grad_(False)
+
+
+def _import(content: Any, path: Path) -> Translator:
+    """Return a generator that the authors' code saved."""
+    try:
+        # The authors' files all have the same name, in the folder of their run.
+        generator, config = import_generator(content, plain_name(path.absolute().parent.name))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return _ready(generator, Facts(config, Sides(Side(config.input_nc), Side(config.output_nc))))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project, tensors on the CPU; code hidden in the file is not run.
+
+    Raises:
+        CheckpointError: The file is damaged, or no checkpoint of this project.
+        OSError: It does not exist or cannot be read.
+    """
+    content = read_file(path)
+    if not is_ours(content):
+        raise CheckpointError(
+            f"{path} is no checkpoint of this project: it does not hold a generator and its config."
+        )
+    return content
+
+
+def is_ours(content: Any) -> bool:
+    """Say whether what a file holds is a checkpoint of this project."""
+    return isinstance(content, dict) and {"generator", "config"} <= content.keys()
+
+
+def read_file(path: Path) -> Any:
+    """Return what torch saved in a file, tensors on the CPU; code hidden in the file is not run.
+
+    Raises:
+        CheckpointError: The file is damaged.
+        OSError: It does not exist or cannot be read.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected a checkpoint, such as checkpoints/NAME/generator.pt."
@@ -50,136 +276,41 @@ def _why_unreadable(error: Exception) -> str:
     return f"is damaged or no checkpoint ({type(error).__name__}: {reason})."
 
 
-def _is_ours(content: Any) -> bool:
-    return isinstance(content, dict) and {"generator", "config"} <= content.keys()
-
-
-def load_file(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, tensors on the CPU; code hidden in the file is not run.
-
-    Raises:
-        CheckpointError: The file is damaged, or no checkpoint of this project.
-        OSError: It does not exist or cannot be read.
-    """
-    content = _read(path)
-    if not _is_ours(content):
-        raise CheckpointError(
-            f"{path} is no checkpoint of this project: it does not hold a generator and its config."
-        )
-    return content
-
-
-def build_generator(config: Config, sides: Sides) -> Generator:
-    """Return the generator that a resolved ``config`` describes, freshly initialised.
-
-    Args:
-        config: Its settings.
-        sides: What its inputs and outputs are as files.
-    """
-    generator = Generator(
-        sides.input.channels,
-        sides.target.channels,
-        crop_size=config.crop_size,
-        bottleneck=config.bottleneck,
-        ngf=config.ngf,
-        norm=config.norm,
-        dropout=config.dropout,
-        even_start=config.even_start,
-        palette=sides.target.colours if config.is_label("target") else None,
-        soft_edges=not sides.target.is_exact,
-        input_palette=sides.input.colours if config.is_label("input") else None,
-        dropout_at_test=config.dropout_at_test,
-        batch_norm_at_test=config.batch_norm_at_test,
-    )
-    generator.config, generator.sides = config, sides
-    return generator
-
-
-def config_from(content: dict[str, Any], path: Path) -> Config:
-    """Return the Config that a checkpoint was trained with; what it lacks takes its default.
-
-    Raises:
-        CheckpointError: It holds settings that this version does not have.
-    """
-    unknown = content["config"].keys() - {field.name for field in fields(Config)}
-    if unknown:
-        raise CheckpointError(
-            f"{path} was made by another version of this project: it has the settings "
-            f"{', '.join(sorted(unknown))}, which this version does not know."
-        )
-    # Files from before there were recipes are the paper's.
-    return resolve(Config(**{"recipe": "paper"} | content["config"]))[0]
-
-
-def load_generator(path: str | Path, device: str | torch.device = "auto") -> Generator:
-    """Return a trained generator, ready to translate.
-
-    Args:
-        path: ``generator.pt`` or ``latest.pt`` of a run, or ``latest_net_G.pth`` of the authors'
-            PyTorch port.
-        device: Where to put it; "auto" is CUDA, else Apple's MPS, else the CPU.
-
-    Returns:
-        The module, configured for test, its settings as ``generator.config``, what its inputs and
-        outputs are as files as ``generator.sides``, and as ``generator.picture_size`` the height
-        and width of its training pictures (None where the file does not say). It takes
-        (N, channels, H, W) in [-1, 1], H and W divisible by crop_size.
-
-    Raises:
-        CheckpointError: The file is damaged or holds no such generator.
-        OSError: It does not exist or cannot be read.
-        ValueError: This machine has no such device.
-    """
-    path = Path(path)
-    content = _read(path)
-    if _is_ours(content):
-        config = config_from(content, path)
-        weights = content.get("average") or content["generator"]
-        generator = build_generator(config, _sides_from(content, config))
-        generator.load_state_dict(weights)
-        for fact in ("picture_size", "side_by_side", "mixed_sizes"):
-            setattr(generator, fact, content.get(fact, getattr(generator, fact)))
-    else:
-        generator, config = _import(content, path)
-    generator.config = config
-    return generator.eval().requires_grad_(False).to(pick_device(str(device)))
-
-
-def _sides_from(content: dict[str, Any], config: Config) -> Sides:
-    """Return what inputs and outputs are; older files do not say it."""
-    return Sides.from_saved(content["sides"]) if "sides" in content else known_sides(config)
-
-
-def known_sides(config: Config) -> Sides:
-    """Return what the pictures of a data set are as far as its name tells: of 8 bits."""
-    channels = (config.input_nc or 3, config.output_nc or 3)
-    palettes = palettes_of(config)
-    return Sides(*(Side(n, palette=p) for n, p in zip(channels, palettes, strict=True)))
-
-
-def _import(content: Any, path: Path) -> tuple[Generator, Config]:
-    """Build a generator that the authors' code saved, with its settings."""
-    try:
-        # The authors' files all have the same name, in the folder of their run.
-        return import_generator(content, name=plain_name(path.absolute().parent.name))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
 @contextmanager
-def testing(generator: Generator, seed: int) -> Iterator[None]:
-    """Lend ``generator`` for test-time use, then hand it back as it was.
+def explaining(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the content of a file into one error that names it.
 
-    Nothing inside touches the random state outside, and dropout at test, where it is on, draws
-    the same noise every time.
+    Raises:
+        CheckpointError: Anything was raised in the block.
     """
-    was_training, device = generator.training, next(generator.parameters()).device
-    accelerators = {} if device.type == "cpu" else {"device_type": device.type}
-    devices = [device] if accelerators else []
-    with torch.inference_mode(), torch.random.fork_rng(devices, **accelerators):
-        torch.manual_seed(seed)
-        generator.eval()
-        try:
-            yield
-        finally:
-            generator.train(was_training)
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # content of any shape makes the code raise nearly anything
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise CheckpointError(
+            f"{path} cannot be used: {reason}. Expected a checkpoint as train.py of this version "
+            "writes it; copy it again, or train again."
+        ) from error
+
+
+def load_weights(network: nn.Module, weights: Any) -> None:
+    """Give a network the weights of a file.
+
+    Raises:
+        ValueError: They are not those of this network, or not finite.
+    """
+    expected = network.state_dict()
+    if not isinstance(weights, Mapping) or weights.keys() != expected.keys():
+        found = weights.keys() if isinstance(weights, Mapping) else set()
+        odd = sorted(map(str, found ^ expected.keys()))[:3]
+        raise ValueError(f"its weights are not those of its settings ({', '.join(odd)})")
+    for name, tensor in weights.items():
+        if name.endswith("_extra_state"):
+            continue  # no tensor, and for the module itself to read
+        if not isinstance(tensor, Tensor) or tensor.shape != expected[name].shape:
+            raise ValueError(f"{name} is not of the shape {tuple(expected[name].shape)}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are infinite or NaN")
+    network.load_state_dict(weights)

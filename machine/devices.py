@@ -2,15 +2,16 @@
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from machine.processes import ALONE, Processes
+from config import Config
+from machine.processes import ALONE, Processes, joined
 
 T = TypeVar("T")
 EAGER_STEPS = 3  # before one is recorded: by then all that is set up once is there
@@ -56,6 +57,21 @@ class Machine:
         # convolutions are most of what is left.
         torch.backends.cudnn.benchmark = True
         setattr(network, method, torch.compile(getattr(network, method)))
+
+
+@contextmanager
+def machine_for(config: Config) -> Iterator[Machine]:
+    """Give where and how a run computes, together with the other processes that share it, if any.
+
+    Args:
+        config: Resolved settings.
+
+    Raises:
+        ValueError: This machine has no such device, or processes cannot share such a run.
+        LostProcessError: Some processes are missing; the message says which.
+    """
+    with joined(config) as processes:
+        yield choose_machine(config.device, config.precision, processes)
 
 
 def choose_machine(
@@ -133,10 +149,13 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def played_back(
-    step: Callable[[Tensor], T], optimizers: Sequence[torch.optim.Optimizer]
+def cuda_graphed(
+    step: Callable[[Tensor], T],
+    optimizers: Sequence[torch.optim.Optimizer],
+    config: Config,
+    machine: Machine,
 ) -> Callable[[Tensor], T]:
-    """Return ``step``, to be recorded on CUDA at its fourth call and played back from then on.
+    """Return ``step``, on CUDA to be recorded at its fourth call and played back from then on.
 
     At batch size 1 a card is done with each kernel before Python has started the next one. Played
     back, the thousand kernels of a step are started at once.
@@ -145,10 +164,16 @@ def played_back(
         step: Takes a batch, always of one shape, and never waits for the card. What is no tensor,
             such as the learning rate, stays as it was when the step was recorded.
         optimizers: Those that it uses.
+        config: Resolved settings: whether to record at all, and whether the step can be.
+        machine: On other devices, and where processes share the run, ``step`` stays as it is.
 
     Returns:
-        The step; each call overwrites the tensors that the one before it returned.
+        The step; recorded, each call overwrites the tensors that the one before it returned.
     """
+    # Maps that are computed again ask for the random state, which torch 2.9 cannot record.
+    is_plain = config.accumulate == 1 and not config.recompute and machine.processes.count == 1
+    if not (config.cuda_graph and is_plain and machine.device.type == "cuda"):
+        return step
     graph, n_calls = torch.cuda.CUDAGraph(), 0
     given: Tensor
     result: T

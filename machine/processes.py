@@ -29,7 +29,7 @@ from machine.stopping import Interrupted
 T = TypeVar("T")
 
 # Settings that may differ from one computer to the other.
-OWN = {*PATHS, "name", "mirror", "device", "num_workers"}
+MAY_DIFFER = {*PATHS, "name", "mirror", "device", "num_workers"}
 
 START_S = 300  # to find each other
 TURN_S = 24 * 3600  # to fetch and decode a data set, while the others wait
@@ -63,8 +63,8 @@ class Processes:
         return self.rank == 0
 
     @property
-    def mark(self) -> tuple[int, ...]:
-        """What beside (seed, epoch, step) its noise follows from; the first is as one alone."""
+    def rank_seed(self) -> tuple[int, ...]:
+        """What is added to (seed, epoch, step) for noise of its own; rank 0 adds nothing."""
         return () if self.is_first else (self.rank,)
 
     def share_of(self, items: Sequence[T]) -> Sequence[T]:
@@ -94,13 +94,13 @@ class Processes:
                 dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, function: Callable[..., T], *arguments: Any) -> T:
+    def from_rank_zero(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what ``function`` returns in the first process, which alone calls it.
 
         Raises:
             Exception: What it raises there.
         """
-        with self.together():
+        with self.barrier():
             result = [function(*arguments) if self.is_first else None]
         if self.count > 1:
             with self._connected():
@@ -118,14 +118,14 @@ class Processes:
         """
         own = 0 if self.is_first else 1 if self.local_rank == 0 else 2
         for turn in range(3 if self.count > 1 else 1):
-            with self.together(TURN_S):
+            with self.barrier(TURN_S):
                 if turn == own:
                     result = function(*arguments)
         return result
 
     # --- Ending together ---
     @contextmanager
-    def together(self, patience_s: float = SILENT_S) -> Iterator[None]:
+    def barrier(self, patience_s: float = SILENT_S) -> Iterator[None]:
         """Wait at the end of the block for all others; an error of one is raised in all.
 
         Args:
@@ -172,6 +172,24 @@ class Processes:
             first, all_leave = self._meet(error, leaving=True)
         if error is None and first is not None:
             raise first
+
+    def in_step(self, items: Iterator[T], check: Callable[[], None]) -> Iterator[T]:
+        """Yield ``items`` when all processes have theirs; what stops one stops all before it.
+
+        Args:
+            items: As many in each process.
+            check: Called before each; it may raise.
+
+        Raises:
+            Exception: What ``check`` or ``items`` raise in any process.
+        """
+        while True:
+            with self.barrier():
+                check()
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     # --- When one is missing ---
     @contextmanager
@@ -228,7 +246,17 @@ def _place() -> tuple[int, int]:
     )
 
 
-def by_first(method: Callable[..., None]) -> Callable[..., None]:
+def check_alone(script: str) -> None:
+    """Refuse to do in each of many processes what one does.
+
+    Raises:
+        ValueError: The environment says that there are several.
+    """
+    if _place()[1] > 1:
+        raise ValueError(f"{script} works in one process; start it without torchrun or srun.")
+
+
+def rank_zero_only(method: Callable[..., None]) -> Callable[..., None]:
     """Let a method of what has ``processes`` do its work in the first of them alone."""
 
     @functools.wraps(method)
@@ -237,23 +265,6 @@ def by_first(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *arguments, **options)
 
     return wrapper
-
-
-@contextmanager
-def one_voice() -> Iterator[None]:
-    """Let the first process alone print, and say what was wrong."""
-    with ExitStack() as stack:
-        is_silent = _place()[0] > 0
-        if is_silent:
-            nothing = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nothing))
-            stack.enter_context(redirect_stderr(nothing))
-        try:
-            yield
-        except (*SHARED, KeyboardInterrupt) as error:
-            if not is_silent or isinstance(error, LostProcessError):
-                raise
-            sys.exit(getattr(error, "exit_code", 2))
 
 
 @contextmanager
@@ -270,11 +281,35 @@ def joined(config: Config) -> Iterator[Processes]:
             environment says what cannot be.
         LostProcessError: Some are missing; the message says which.
     """
-    _, count = _place()
+    rank, count = _place()
     if count == 1:
         yield ALONE
         return
     _check(config, count)
+    with rank_zero_prints(rank), _met(config) as processes:
+        yield processes
+
+
+@contextmanager
+def rank_zero_prints(rank: int) -> Iterator[None]:
+    """Let the first process alone print, and say what was wrong."""
+    with ExitStack() as stack:
+        is_silent = rank > 0
+        if is_silent:
+            nothing = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nothing))
+            stack.enter_context(redirect_stderr(nothing))
+        try:
+            yield
+        except (*SHARED, KeyboardInterrupt) as error:
+            if not is_silent or isinstance(error, LostProcessError):
+                raise
+            sys.exit(getattr(error, "exit_code", 2))
+
+
+@contextmanager
+def _met(config: Config) -> Iterator[Processes]:
+    """Give the processes once they have found each other; end when all of them end."""
     error = None
     try:
         processes = find_others()
@@ -315,7 +350,7 @@ def _check(config: Config, count: int) -> None:
 
 def _check_all(config: Config, processes: Processes) -> None:
     """Refuse processes that were started with other settings: they would wait in other places."""
-    settings = {name: value for name, value in asdict(config).items() if name not in OWN}
+    settings = {name: value for name, value in asdict(config).items() if name not in MAY_DIFFER}
     first, *others = processes.gather(settings)
     differ = [
         f"  {name} is {other.get(name)} in rank {rank}, {first.get(name)} in rank 0"

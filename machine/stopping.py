@@ -21,16 +21,22 @@ POLITE = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
 class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop.
 
-    Attributes:
-        exit_code: 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
+    Args:
+        message: What was done about it, and how to go on.
+        signum: Number of the signal.
     """
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message, signum)  # which is what pickle makes it from again
-        self.exit_code = 128 + signum
+        self.message, self.signum = message, signum
+
+    @property
+    def exit_code(self) -> int:
+        """The shell's number for it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.signum
 
     def __str__(self) -> str:
-        return self.args[0]
+        return self.message
 
 
 def _is_ignored(signum: int) -> bool:
@@ -98,7 +104,7 @@ def freeing_frames(function: Callable[..., T]) -> Callable[..., T]:
         try:
             return function(*arguments, **options)
         except Interrupted as stop:
-            message, signum = str(stop), stop.exit_code - 128
+            message, signum = stop.args
         gc.collect()
         raise Interrupted(message, signum)
 

@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from config import Config
+from config import OF_THE_MACHINE, Config
+from machine.devices import Machine
 from machine.disk import (
     check_space,
     is_full,
@@ -28,23 +29,30 @@ from machine.disk import (
     remove_drafts,
     whole_file,
 )
-from machine.processes import ALONE, LostProcessError, Processes, by_first
+from machine.processes import LostProcessError, rank_zero_only
 from machine.stopping import Interrupted
-from pictures.decode import BadPictures
 from pictures.sides import Sides
 from run.finetune import start_from
 from run.sources import Data, changes
-from utils import CheckpointError, config_from, load_file
+from run.state import TrainingState
+from run.teacher import saved_teacher
+from utils import (
+    CheckpointError,
+    Facts,
+    Translator,
+    explaining,
+    load_checkpoint,
+    load_generator,
+)
 
 # What may differ between a checkpoint and the command that goes on from it: how long and how fast
 # to train, where things lie (what the pairs are is compared by itself), and what is shown.
 CHANGEABLE = {
-    *("lr", "n_epochs", "n_epochs_decay", "num_workers", "device", "precision", "compile"),
-    *("cuda_graph", "accumulate", "recompute", "log_interval", "picture_interval"),
-    *("val_interval", "n_samples", "checkpoint_minutes", "keep_generators", "cache_dir"),
-    *("cache_limit_gb", "mirror", "on_bad_picture", "dataset", "train_dir", "val_dir"),
-    *("input_dir", "target_dir", "val_fraction", "a", "b", "suffix_a", "suffix_b"),
-    *("check_halves", "dropout_at_test", "batch_norm_at_test"),
+    *OF_THE_MACHINE,
+    *("lr", "n_epochs", "n_epochs_decay", "precision", "compile", "cuda_graph", "accumulate"),
+    *("recompute", "log_interval", "val_interval", "checkpoint_minutes", "keep_generators"),
+    *("on_bad_picture", "dataset", "train_dir", "val_dir", "a", "b", "val_fraction"),
+    "check_halves",
 }
 LOCK_S = 8  # a killed run's workers hold its lock too, and need up to 5 seconds to notice
 
@@ -57,29 +65,6 @@ class DivergedError(ValueError):
     """A loss, a score or a weight is no longer a finite number."""
 
 
-class Saved:
-    """A dataclass whose fields are the keys of its checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return every field by its name, as tensors and plain data."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value.state_dict() if hasattr(value, "state_dict") else value
-            for name, value in values.items()
-        }
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` returned; a field that it lacks stays as it is."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if hasattr(value, "load_state_dict"):
-                # A scaler that was off saves nothing, and may be on now: precision may change.
-                if saved.get(field.name):
-                    value.load_state_dict(saved[field.name])
-            elif field.name in saved:
-                setattr(self, field.name, saved[field.name])
-
-
 class Checkpoints:
     """The files of one run, and the right to write them.
 
@@ -88,7 +73,7 @@ class Checkpoints:
 
     Args:
         config: Resolved settings.
-        processes: Those that share the run; the first reads and writes for all.
+        machine: Of the processes that share the run, the first reads and writes for all.
         fresh: Do not go on from what is there, but move it aside.
 
     Raises:
@@ -97,18 +82,22 @@ class Checkpoints:
         OSError: Another process has this run, or the folder cannot be written to.
     """
 
-    def __init__(self, config: Config, processes: Processes = ALONE, fresh: bool = False) -> None:
-        self.config, self.processes, self.fresh = config, processes, fresh
+    def __init__(self, config: Config, machine: Machine, fresh: bool = False) -> None:
+        self.config, self.processes, self.fresh = config, machine.processes, fresh
         self.n_epochs = config.n_epochs + config.n_epochs_decay
         self.folder = Path("checkpoints", config.name)
         self.results = Path("evaluation", config.name)
+        self.latest, self.previous = self.folder / "latest.pt", self.folder / "previous.pt"
+        self.incoming = self.folder / "incoming.pt"
         self.generator = self.folder / "generator.pt"
         self.saved: dict[str, Any] | None = None
+        self.whole: Path | None = None  # the newest file that is known to be whole
         self._lock = FileLock(self.folder.with_name(f".{config.name}.lock"))
         self._owner = self.folder.with_name(f".{config.name}.owner")
 
+    # --- The right to write ---
     def __enter__(self) -> "Checkpoints":
-        self.saved = self.processes.from_first(self._taken)
+        self.saved = self.processes.from_rank_zero(self._taken)
         return self
 
     def _taken(self) -> dict[str, Any] | None:
@@ -117,14 +106,12 @@ class Checkpoints:
         try:
             self._lock.acquire(timeout=LOCK_S)
         except Timeout:
-            owner = self._owner.read_text() if self._owner.exists() else "another process"
-            raise OSError(
-                f"{self.config.name} is being trained by {owner}, and one run is for one process. "
-                "Wait for it, stop it, or give this run a name of its own (--name)."
-            ) from None
+            raise self._is_taken() from None
         try:
-            self._owner.write_text(f"process {os.getpid()} on {platform.node()}")
-            saved = None if self.fresh else load_checkpoint(self.folder)
+            if self._owner.exists() and _lives(self._owner.read_text(errors="replace")):
+                raise self._is_taken()  # somebody has removed the lock of a run that goes on
+            self._owner.write_text(_this_process())
+            saved = None if self.fresh else self._newest()
             if not self.fresh:
                 self._check_same_run(saved)
         except BaseException:
@@ -132,24 +119,64 @@ class Checkpoints:
             raise
         return saved
 
+    def _is_taken(self) -> OSError:
+        owner = self._owner.read_text(errors="replace") if self._owner.exists() else "another one"
+        return OSError(
+            f"{self.config.name} is being trained by process {owner}, and one run is for one "
+            "process. Wait for it, stop it, or give this run a name of its own (--name)."
+        )
+
     def __exit__(self, *exception: object) -> None:
         if self._lock.is_locked:
-            self._owner.unlink(missing_ok=True)
+            if self._owner.exists() and self._owner.read_text() == _this_process():
+                self._owner.unlink()
             self._lock.release()
 
     # --- Going on ---
+    def _newest(self) -> dict[str, Any] | None:
+        """Return the newest whole checkpoint of the run, or None if there is none.
+
+        What is damaged or missing before it is named on the screen.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none is whole.
+        """
+        problems: list[str] = []
+        for path in (self.incoming, self.latest, self.previous):
+            if not path.exists():
+                if path == self.latest and self.previous.exists():
+                    problems.append(f"{path} is gone.")
+                continue
+            try:
+                content = load_checkpoint(path)
+                _check_complete(content, path)
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+                print(*problems, f"Going on from {path} instead, of {written}.", sep="\n")
+            self.whole = path
+            return content
+        if problems:
+            raise CheckpointError(
+                "\n".join(problems) + "\nNo whole checkpoint is left; start over with --fresh."
+            )
+        return None
+
     def _check_same_run(self, saved: dict[str, Any] | None) -> None:
         """Refuse to go on from other settings, or to start over on top of what is left."""
         if saved is None:
             remains = [*self.folder.glob("*.pt"), *self.results.glob("metrics.csv")]
             if remains:
                 raise ValueError(
-                    f"{remains[0]} is of an earlier run, and {self.folder / 'latest.pt'}, to go on "
-                    "from, is gone. Bring it back, give the new run a name of its own (--name), "
-                    "or add --fresh to move what is left aside and start over."
+                    f"{remains[0]} is of an earlier run, and {self.latest}, to go on from, is "
+                    "gone. Bring it back, give the new run a name of its own (--name), or add "
+                    "--fresh to move what is left aside and start over."
                 )
             return
-        before = asdict(config_from(saved, self.folder / "latest.pt"))
+        with explaining(self.whole):
+            before = asdict(Facts.from_saved(saved).config)
         differences = [
             f"  {name}: {before[name]!r} in the checkpoint, {value!r} now"
             for name, value in asdict(self.config).items()
@@ -166,8 +193,21 @@ class Checkpoints:
     @property
     def sides(self) -> Sides | None:
         """What the pictures are, as an earlier part of the run found it."""
-        known = self.saved is not None and "sides" in self.saved
-        return Sides.from_saved(self.saved["sides"]) if known else None
+        return None if self.saved is None else Sides.from_saved(self.saved["sides"])
+
+    @property
+    def teacher(self) -> Translator | None:
+        """The generator that teaches this one, if the settings name one.
+
+        Raises:
+            ValueError, OSError: It cannot be read.
+        """
+        if not self.config.teacher:
+            return None
+        if self.saved is None:
+            return load_generator(self.config.teacher, device="cpu")
+        with explaining(self.latest):
+            return saved_teacher(self.saved["teacher"])
 
     @property
     def is_finished(self) -> bool:
@@ -182,36 +222,34 @@ class Checkpoints:
             "start over, add --fresh."
         )
 
-    def restored(self, state: Saved, data: Data) -> Saved:
+    def restored(self, state: TrainingState, data: Data) -> TrainingState:
         """Return ``state`` as the run left it, or as init_from has it, ready to be saved again.
 
         Raises:
-            ValueError: The pairs are not those that the run was trained on.
+            ValueError: The pairs are not those that the run was trained on, or the checkpoint
+                holds another state.
             OSError: A folder cannot be written to, or the disk is too small for the checkpoints.
         """
         self.steps_per_epoch = data.steps_per_epoch
-        # What a generator must be saved with, to be used on other pictures.
-        self.facts = {"config": asdict(self.config)} | data.facts
-        self.pairs = data.identity()
+        self.facts, self.pairs = data.facts(self.config).as_saved(), data.identity()
         self._check_pairs_of_all()
         torch.load(io.BytesIO(_serialised(self.facts)), weights_only=True)
         if self.saved is not None:
-            self._check_same_pairs(self.saved)
-            if isinstance(self.saved["totals"], Tensor):  # as they were before losses had names
-                names = ("loss_d", "d_real", "d_fake", "loss_g_gan", "l1")
-                self.saved["totals"] = dict(zip(names, self.saved["totals"], strict=True))
-            state.load_state_dict(self.saved)
+            if message := changes(self.saved["pairs"], self.pairs):
+                raise ValueError(message)
+            with explaining(self.latest):
+                state.load_state_dict(self.saved)
             self.saved = None  # its memory is needed
             print(f"Going on in epoch {state.epoch + 1} after step {state.step}.")
         elif self.config.init_from:
-            print(start_from(state, self.config.init_from))
+            print(start_from(state, self.config))
         self._make_room(state)
         self.saved_at = time.monotonic()
         return state
 
     def _check_pairs_of_all(self) -> None:
         """Refuse processes that see other pairs, as where each computer has a disk of its own."""
-        digest = hashlib.blake2b(repr(self.pairs).encode()).hexdigest()
+        digest = hashlib.blake2b(repr(self.pairs).encode(errors="surrogatepass")).hexdigest()
         first, *others = self.processes.gather(digest)
         if different := [rank for rank, other in enumerate(others, start=1) if other != first]:
             raise ValueError(
@@ -219,12 +257,8 @@ class Checkpoints:
                 "first; give all the same data set, on a disk that they share or as copies."
             )
 
-    def _check_same_pairs(self, saved: dict[str, Any]) -> None:
-        if message := changes(saved.get("pairs", {}), self.pairs):
-            raise ValueError(message)
-
-    @by_first
-    def _make_room(self, state: Saved) -> None:
+    @rank_zero_only
+    def _make_room(self, state: TrainingState) -> None:
         if self.fresh:  # not before all that can be wrong with the new run has been looked at
             move_aside(self.folder, self.results)
         for folder in (self.results, self.folder):
@@ -232,7 +266,7 @@ class Checkpoints:
         remove_drafts(self.folder, stale_s=0)  # the lock says that nobody is writing them
         self._check_space(state)
 
-    def _check_space(self, state: Saved) -> None:
+    def _check_space(self, state: TrainingState) -> None:
         """Refuse to train where not even two checkpoints fit: one, and the next one's draft."""
         generator, discriminator = (
             sum(p.numel() * p.element_size() for p in network.parameters())
@@ -244,7 +278,7 @@ class Checkpoints:
         check_space(self.folder, needed - there)
 
     # --- Saving ---
-    def save(self, state: Saved) -> None:
+    def save(self, state: TrainingState) -> None:
         """Write ``latest.pt`` (the last one becomes ``previous.pt``) and ``generator.pt``.
 
         Raises:
@@ -254,25 +288,26 @@ class Checkpoints:
         content = state.state_dict()
         norm = torch.nn.utils.get_total_norm(_floats(content))
         finite({"the weights": norm}, self.config, state.epoch)
-        incoming, latest = self.folder / "incoming.pt", self.folder / "latest.pt"
-        save_file(content | self.facts | {"pairs": self.pairs}, incoming)
+        save_file(content | self.facts | {"pairs": self.pairs}, self.incoming)
+        self.whole = self.incoming
         try:
-            if latest.exists():
-                latest.replace(self.folder / "previous.pt")
-            incoming.replace(latest)
+            if self.latest.exists():
+                self.latest.replace(self.previous)
+            self.incoming.replace(self.latest)
         except OSError as error:  # Windows: another program has one of them open
             raise CheckpointWriteError(
-                f"{incoming} could not be renamed to {latest} ({reason_of(error)}); close what "
-                "has it open. The same command goes on from it all the same."
+                f"{self.incoming} could not be renamed to {self.latest} ({reason_of(error)}); "
+                "close what has it open. The same command goes on from it all the same."
             ) from error
+        self.whole = self.latest
         self._save_generator(state, self.generator)
         self.saved_at = time.monotonic()
 
-    def _save_generator(self, state: Saved, path: Path) -> None:
-        save_file({"generator": state.shown.state_dict()} | self.facts, path)
+    def _save_generator(self, state: TrainingState, path: Path) -> None:
+        save_file({"generator": state.best_generator.state_dict()} | self.facts, path)
 
-    @by_first
-    def save_if_due(self, state: Saved) -> None:
+    @rank_zero_only
+    def save_if_due(self, state: TrainingState) -> None:
         """Save after the first epoch and every checkpoint_minutes; a failure is only a warning."""
         minutes = (time.monotonic() - self.saved_at) / 60
         ends_first_epoch = state.epoch == 0 and state.step == self.steps_per_epoch
@@ -285,8 +320,8 @@ class Checkpoints:
             again = f"It is tried again in {self.config.checkpoint_minutes:g} minutes."
             tqdm.write(f"Warning: {error} {again}")
 
-    @by_first
-    def keep_generator(self, state: Saved) -> None:
+    @rank_zero_only
+    def keep_generator(self, state: TrainingState) -> None:
         """Keep the generator of the epoch that has just ended, if it is one of those to be kept."""
         epoch = state.epoch + 1
         if self.config.keep_generators and epoch % self.config.keep_generators == 0:
@@ -296,8 +331,8 @@ class Checkpoints:
                 tqdm.write(f"Warning: {error}")
 
     @contextmanager
-    def kept(self, state: Saved) -> Iterator[None]:
-        """Save ``state`` when the block ends, also where a stop, a picture or a disk ends it.
+    def kept(self, state: TrainingState) -> Iterator[None]:
+        """Save ``state`` when the block ends, whatever ends it, if not in the middle of a step.
 
         Raises:
             Interrupted: As in the block, and now with what to do.
@@ -306,26 +341,23 @@ class Checkpoints:
             yield
         except (DivergedError, CheckpointWriteError, LostProcessError):  # no state to go on from
             raise
-        except (
-            BadPictures,
-            OSError,
-            MemoryError,
-        ):  # no step is lost to a bad picture or a locked table
-            self.save_last(state)
-            raise
         except Interrupted as stop:
             self.save_last(state)
             raise Interrupted(
                 f"Stopped in epoch {state.epoch + 1} after step {state.step} of "
-                f"{self.steps_per_epoch}. {self.folder / 'latest.pt'} holds everything: give the "
-                "same command to go on.",
-                stop.exit_code - 128,
+                f"{self.steps_per_epoch}. {self.latest} holds everything: give the same command "
+                "to go on.",
+                stop.signum,
             ) from None
+        except Exception:  # a bad picture, a damaged table, memory that ran out in a validation
+            if state.is_whole:
+                self.save_last(state)
+            raise
         self.save_last(state)
 
-    @by_first
-    def save_last(self, state: Saved) -> None:
-        """Save at any price: in place of ``previous.pt``, or the generator alone, elsewhere.
+    @rank_zero_only
+    def save_last(self, state: TrainingState) -> None:
+        """Save at any price: in place of an older file, or the generator alone, elsewhere.
 
         Raises:
             CheckpointWriteError: The disk is full; the message says what was saved all the same.
@@ -335,7 +367,9 @@ class Checkpoints:
         except CheckpointWriteError as error:
             if not is_full(error.__cause__):
                 raise
-        (self.folder / "previous.pt").unlink(missing_ok=True)
+        # Only one of both is surely whole, which must stay; the other makes room.
+        other = self.latest if self.whole == self.previous else self.previous
+        other.unlink(missing_ok=True)
         try:
             return self.save(state)
         except CheckpointWriteError as error:
@@ -349,6 +383,39 @@ class Checkpoints:
                     f"{error} The generator as it is now is saved as {folder / name}."
                 ) from error
             raise
+
+
+def _check_complete(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that a run cannot go on from, such as a copy of generator.pt.
+
+    Raises:
+        CheckpointError: It lacks a part.
+    """
+    names = {field.name for field in (*fields(TrainingState), *fields(Facts))}
+    if lacking := sorted((names | {"pairs"}) - content.keys()):
+        raise CheckpointError(
+            f"{path} lacks {', '.join(lacking)}, so that no run can go on from it."
+        )
+
+
+def _this_process() -> str:
+    return f"{os.getpid()} on {platform.node()}{_started(os.getpid())}"
+
+
+def _started(pid: int) -> str:
+    """Say when a process of this computer started, where the system tells: numbers are reused."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        return f", started at {after_name.split()[19]}"
+    except (OSError, IndexError):
+        return ""
+
+
+def _lives(owner: str) -> bool:
+    """Say whether the process that wrote ``owner`` is surely alive, and another than this one."""
+    pid, _, rest = owner.partition(" ")
+    is_here = rest.startswith(f"on {platform.node()},") and pid.isdecimal()
+    return is_here and int(pid) != os.getpid() and owner.endswith(_started(int(pid)) or "?")
 
 
 def save_file(content: dict[str, Any], path: Path) -> None:
@@ -405,30 +472,3 @@ def finite(values: Mapping[str, Tensor | float], config: Config, epoch: int) -> 
             "lower --lr (half of it), or with --precision fp32."
         )
     return read
-
-
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the newest whole checkpoint in ``checkpoints/NAME``, or None if there is none.
-
-    A damaged ``latest.pt`` is named on the screen, and ``previous.pt`` used instead.
-
-    Raises:
-        CheckpointError: There are checkpoints, but none is whole.
-    """
-    damage: list[str] = []
-    for path in (folder / "incoming.pt", folder / "latest.pt", folder / "previous.pt"):
-        if not path.exists():
-            continue
-        try:
-            content = load_file(path)
-        except CheckpointError as error:
-            damage.append(str(error))
-            continue
-        for message in damage:
-            print(f"{message}\nGoing on from {path} instead.")
-        return content
-    if damage:
-        raise CheckpointError(
-            "\n".join(damage) + "\nNo whole checkpoint is left; start over with --fresh."
-        )
-    return None

@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from config import OFFICIAL, PRESETS, Config
 from dataset import PairedImages
+from machine.devices import Machine
 from pictures.decode import BadPictures
 from pictures.download import ARCHIVES, fetch
 from pictures.folders import check_folder, shortened
@@ -20,16 +20,18 @@ from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
 from pictures.shards import LOOKED_AT, find_sharded
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
 from pictures.tars import is_shards
-from recipes import palettes_of
+from recipes import is_path, palettes_of
 from samples.heights import draw_heights
 from samples.towns import N_TRAIN, N_VAL, draw_towns
+from utils import Facts
 
 DRAWN = {"towns": draw_towns, "heights": draw_heights}
-MOST = 8  # names in a message
-FIRST = 1000  # pairs in shards that are looked at for single pictures
-SHARES = (0.001, 0.999)  # of the numbers of pictures whose type has no black and white
-MIXED = 1.5  # times as long on a side as the smallest: then pictures were squeezed anyhow
-NARROW = 1 / 8  # of a range; less is seldom meant
+MAX_NAMES = 8  # in a message
+CHECKED_FOR_HALVES = 1000  # pairs in shards that are looked at for single pictures
+# Between which shares of the numbers the range lies, where a type has no black and white.
+RANGE_SHARES = (0.001, 0.999)
+MIXED_RATIO = 1.5  # of the largest side to the smallest: pictures of more have mixed sizes
+NARROW_RANGE = 1 / 8  # of what the type holds; pictures that fill less are seldom meant so
 Identity = dict[str, dict[str, str]]  # of "train" and "val": name of a pair to hash of its files
 
 
@@ -63,23 +65,26 @@ def split_of(config: Config) -> Split:
     Raises:
         ValueError, OSError: The folder does not hold pairs; the message says what was expected.
     """
-    named = {name: getattr(config, name) for name in ("a", "b", "suffix_a", "suffix_b")}
+    sides = {
+        side: str(Path(value).absolute()) if is_path(value) else value
+        for side in ("a", "b")
+        if (value := getattr(config, side))
+    }
     held_out = {"val_fraction": config.val_fraction, "seed": config.seed}
     if is_shards(config.dataset):
-        if config.train_dir or config.input_dir:
+        if config.train_dir or is_path(config.a):
             raise ValueError(
-                "The data set is one of shards, and folders are named beside it; leave train_dir "
-                "or input_dir out, or give a folder as the data set."
+                "The data set is one of shards, and folders are named beside it; leave train_dir, "
+                "a and b out, or give a folder as the data set."
             )
         return find_sharded(
-            config.dataset, config.val_dir, **held_out, cache_dir=config.cache_dir, **named
+            config.dataset, config.val_dir, **held_out, cache_dir=config.cache_dir, **sides
         )
     folders = {"train_dir": config.train_dir, "val_dir": config.val_dir}
-    folders |= {"a": config.input_dir, "b": config.target_dir}
-    named |= {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
-    is_named = config.train_dir or config.input_dir
+    folders = {name: str(Path(path).absolute()) for name, path in folders.items() if path}
+    is_named = config.train_dir or is_path(config.a)
     root = Path(config.dataset) if is_named else find_dataset(config.dataset, config.mirror)
-    return find_pairs(root, **named, **held_out)
+    return find_pairs(root, **folders, **sides, **held_out)
 
 
 def preparation_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Preparation:
@@ -133,26 +138,25 @@ class Data:
     @property
     def picture_size(self) -> tuple[int, int]:
         """Typical (height, width) of the original inputs, in pixels."""
-        heights, widths = zip(*self.train.sizes, strict=True)
+        heights, widths = zip(*self.train.store.sizes, strict=True)
         return statistics.median_high(heights), statistics.median_high(widths)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a generator must be saved with, to be used on other pictures."""
-        sides = np.array(self.train.sizes)
-        spread = (sides.max(axis=0) / sides.min(axis=0)).max()
-        return {
-            "sides": self.sides.as_saved(),
-            "picture_size": self.picture_size,
-            "side_by_side": self.train.pairs[0].b is None,
-            "mixed_sizes": bool(spread > MIXED and not self.train.preparation.keep_aspect),
-        }
+    def facts(self, config: Config) -> Facts:
+        """Return what a generator must be saved with, to be used on other pictures."""
+        store = self.train.store
+        lengths = np.array(store.sizes)
+        ratio = (lengths.max(axis=0) / lengths.min(axis=0)).max()
+        return Facts(
+            config,
+            self.sides,
+            self.picture_size,
+            side_by_side=store.pairs[0].b is None,
+            mixed_sizes=bool(ratio > MIXED_RATIO and not config.keep_aspect),
+        )
 
     def identity(self) -> Identity:
         """Return what the pairs are, or the shards they are in, wherever they lie."""
-        return {
-            part: images.contents for part, images in (("train", self.train), ("val", self.val))
-        }
+        return {"train": self.train.store.contents, "val": self.val.store.contents}
 
 
 def changes(before: Identity, now: Identity) -> str | None:
@@ -171,8 +175,8 @@ def changes(before: Identity, now: Identity) -> str | None:
     if taught := [name for name, content in now["val"].items() if content in known]:
         return (
             f"{len(taught)} pairs that are now for validation were trained on before: "
-            f"{', '.join(shortened(taught, MOST))}. Scores on them would be worth nothing: bring "
-            "the old split back, or start over with another --name or --fresh."
+            f"{', '.join(shortened(taught, MAX_NAMES))}. Scores on them would be worth nothing: "
+            "bring the old split back, or start over with another --name or --fresh."
         )
     lines = []
     for part in ("train", "val"):
@@ -183,7 +187,7 @@ def changes(before: Identity, now: Identity) -> str | None:
             ("new", [name for name in new if name not in old]),
         ):
             if names:
-                lines.append(f"  {what} in {part}: {', '.join(shortened(names, MOST))}")
+                lines.append(f"  {what} in {part}: {', '.join(shortened(names, MAX_NAMES))}")
     return "\n".join(
         [
             "The pairs are not those that were trained on:",
@@ -194,40 +198,36 @@ def changes(before: Identity, now: Identity) -> str | None:
     )
 
 
-def open_data(config: Config, sides: Sides | None = None) -> Data:
+def open_data(config: Config, machine: Machine, sides: Sides | None = None) -> Data:
     """Find, check and open the pairs that a resolved ``config`` names, and say what they are.
 
     Args:
         config: Resolved settings.
+        machine: Of the processes that share the run, the first makes what the others find.
         sides: What the pictures are, where an earlier part of the run has found it.
 
     Raises:
         BadPictures: Listing every picture of training and validation that cannot be used.
         ValueError, OSError: There are no pairs, or too few; or the cache cannot be written.
     """
+    return machine.processes.in_turns(_opened, config, sides)
+
+
+def _opened(config: Config, sides: Sides | None) -> Data:
     split = split_of(config)
     notes = [split.left_out]
     if config.check_halves and split.train[0].b is None:
-        first = split.train[:FIRST] if is_shards(config.dataset) else split.train
+        first = split.train[:CHECKED_FOR_HALVES] if is_shards(config.dataset) else split.train
         notes += check_halves(first, preparation_of(config, augment=True))
-    opened: list[PairedImages] = []
-    bad: list[BadPictures] = []
-    for pairs, augment in ((split.train, True), (split.val, False)):
-        try:  # validation pictures are to be like those of the training
-            kinds = opened[0].kinds if opened else None
-            opened.append(open_pairs(config, pairs, augment=augment, kinds=kinds))
-        except BadPictures as error:
-            bad.append(error)
-    if bad:
-        raise BadPictures([e for b in bad for e in b.errors], sum(b.n_pairs for b in bad))
-    train, val = opened
+    train, val = _open_both(config, split)
     if config.batch_size > len(train):
         raise ValueError(
             f"batch_size {config.batch_size} is larger than the data set of {len(train)} training "
             f"pairs, so no batch is full. Set batch_size to {len(train)} or less."
         )
-    if sides and sides.kinds != train.kinds:
-        before, now = (" and ".join(map(str, kinds)) for kinds in (sides.kinds, train.kinds))
+    found = train.store.kinds
+    if sides and sides.kinds != found:
+        before, now = (" and ".join(map(str, kinds)) for kinds in (sides.kinds, found))
         raise ValueError(
             f"Inputs and targets of this run were {before}; now they are {now}. Bring the old "
             "ones back, or start a new run on these (another --name, or --fresh)."
@@ -236,8 +236,23 @@ def open_data(config: Config, sides: Sides | None = None) -> Data:
     kinds = [f"{r}s: {s.describe()}" for r, s in zip(ROLES, sides, strict=True) if s != Side()]
     notes = [*notes, *kinds, *train.notes, *val.notes, *_unlike_range(train, sides)]
     notes += unknown_classes(val, sides)
-    print(*filter(None, [split.describe(config.name, train.sizes), *notes]), sep="\n")
+    print(*filter(None, [split.describe(config.name, train.store.sizes), *notes]), sep="\n")
     return Data(train, val, sides, config.batch_size)
+
+
+def _open_both(config: Config, split: Split) -> list[PairedImages]:
+    """Open the pairs to train and to validate on; list what is wrong with either of them."""
+    opened: list[PairedImages] = []
+    bad: list[BadPictures] = []
+    for pairs, augment in ((split.train, True), (split.val, False)):
+        try:  # validation pictures are to be like those of the training
+            kinds = opened[0].store.kinds if opened else None
+            opened.append(open_pairs(config, pairs, augment=augment, kinds=kinds))
+        except BadPictures as error:
+            bad.append(error)
+    if bad:
+        raise BadPictures([e for b in bad for e in b.errors], sum(b.n_pairs for b in bad))
+    return opened
 
 
 # --- What the pictures are ---
@@ -259,13 +274,13 @@ def _side(
     typed: tuple[float, float] | None,
     palette: Palette | None,
 ) -> Side:
-    kind, role = train.kinds[place], ROLES[place]
+    kind, role = train.store.kinds[place], ROLES[place]
     is_exact = False
     if palette is None and config.is_label(role):
         palette, is_exact = _classes(train, place)
     limits = typed or OWN_RANGES[kind.dtype]
     if limits is None:
-        limits = shares(_spread(train, place), *SHARES)
+        limits = shares(_spread(train, place), *RANGE_SHARES)
         if limits[0] == limits[1]:
             raise ValueError(
                 f"Nearly all numbers of the {role}s are {limits[0]:g}; give their range as "
@@ -276,11 +291,11 @@ def _side(
 
 def _classes(train: PairedImages, place: int) -> tuple[Palette, bool]:
     """Return the classes that label pictures show, and whether these are all their colours."""
-    kind, role = train.kinds[place], ROLES[place]
+    kind, role = train.store.kinds[place], ROLES[place]
     if (kind.channels, kind.dtype) != (3, "uint8"):
         raise ValueError(f"The {role}s are {kind}, and labels are colours or numbers in 8 bits.")
     try:
-        pictures = (train.whole(index)[place] for index in train.looked_at)
+        pictures = (train.whole(index)[place] for index in train.store.looked_at)
         palette, is_exact = find_classes(pictures, shades=not kind.index)
     except ValueError as error:
         raise ValueError(
@@ -291,8 +306,8 @@ def _classes(train: PairedImages, place: int) -> tuple[Palette, bool]:
 
 def _spread(train: PairedImages, place: int) -> list[np.ndarray]:
     """Return one half of some pairs, spread evenly over all."""
-    step = -(-len(train.looked_at) // LOOKED_AT)
-    return [train.whole(index)[place] for index in train.looked_at[::step]]
+    step = -(-len(train.store.looked_at) // LOOKED_AT)
+    return [train.whole(index)[place] for index in train.store.looked_at[::step]]
 
 
 def _unlike_range(train: PairedImages, sides: Sides) -> Iterator[str]:
@@ -302,7 +317,7 @@ def _unlike_range(train: PairedImages, sides: Sides) -> Iterator[str]:
             continue
         low, high = shares(_spread(train, place), 0, 1)
         width, typed = side.high - side.low, f"--{role}-range {low:g} {high:g}"
-        if side.dtype in SCALABLE and high - low < NARROW * width:
+        if side.dtype in SCALABLE and high - low < NARROW_RANGE * width:
             labels = f", or --labels {role} if these are masks" * (side.channels in (1, 3))
             fill = f"{role}s fill {low:g} to {high:g} of {side.low:g} to {side.high:g}"
             yield f"{fill}; give {typed}{labels}"

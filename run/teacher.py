@@ -1,57 +1,85 @@
 """A trained generator that teaches a narrower one (distillation): ``--teacher CHECKPOINT``."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config import Config
 from generator import Generator
-from losses import class_loss
-from utils import load_generator
+from labels import SCORE_SCALE
+from losses import Losses, class_loss
+from pictures.sides import Sides
+from recipes import is_path
+from utils import Facts, Translator, translator_from
 
 
 class Teacher(nn.Module):
-    """Shows another generator, its student, what to paint and what to see on the way to it.
+    """Shows another generator, its student, what to paint, and which inner maps lead to it.
 
-    For the same input the student is to give the teacher's output, and the maps in its decoder
-    are to hold what the teacher's hold: a 1x1 convolution, which learns with the student and is
-    needed no more afterwards, must find the teacher's maps in them (arXiv 2003.08936, section 3.1).
+    For the same input the student learns to give the teacher's output. Its decoder's maps learn to
+    hold what the teacher's hold: a 1x1 convolution must be able to compute the teacher's maps from
+    them (arXiv 2003.08936, section 3.1). These convolutions learn with the student and are not
+    needed afterwards.
 
     Args:
-        path: Any file that ``load_generator`` reads.
+        translator: The teacher.
         student: As deep as the teacher, for pictures of the same kind, and of any width.
+        config: The student's resolved settings.
+        sides: What the student's pictures are.
 
     Raises:
         ValueError: The two differ in more than their widths.
-        OSError: The file cannot be read.
     """
 
-    def __init__(self, path: str, student: Generator) -> None:
+    def __init__(
+        self, translator: Translator, student: Generator, config: Config, sides: Sides
+    ) -> None:
         super().__init__()
-        self.generator = load_generator(path, device="cpu")
-        _check_same_task(path, self.generator, student)
-        # It tells classes by their probabilities, as while it learned; its layers are as at test.
-        self.generator.training = True
+        _check_same_task(translator.facts, config, sides)
+        self.facts, self.generator = translator.facts, translator.generator
         self.wanted, self.found = _watched(self.generator), _watched(student)
         self.translators = nn.ModuleList(
             nn.Conv2d(ours[1].out_channels, theirs[1].out_channels, kernel_size=1)
             for ours, theirs in zip(student.decoder, self.generator.decoder[:-1], strict=False)
         )
 
-    def forward(self, x: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, output: Tensor) -> Losses:
         """Return how far the student is from its teacher, for what it has just translated.
 
         Args:
-            x: Inputs, (N, input_nc, H, W) in [-1, 1].
-            fake: What the student made of them, as it gives it while it learns.
+            x: Inputs as networks see them, (N, channels, H, W).
+            output: What the student made of them: pictures, or scores of the classes.
         """
         with torch.no_grad():
-            output = self.generator(x)
-        distance = F.l1_loss if self.generator.palette is None else class_loss
+            wanted = self.generator(x)
+        if self.facts.config.is_label("target"):
+            taught = class_loss(output, (SCORE_SCALE * wanted).softmax(dim=1))
+        else:
+            taught = F.l1_loss(output, wanted)
         maps = [
             F.mse_loss(translate(self.found[level]).float(), self.wanted[level].float())
             for level, translate in enumerate(self.translators)
         ]
-        return {"loss_taught": distance(fake, output), "loss_maps": sum(maps) / len(maps)}
+        return {"loss_taught": taught, "loss_maps": sum(maps) / len(maps)}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what ``saved_teacher`` needs beside the weights."""
+        return self.facts.as_saved()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take nothing over: what the teacher is does not change."""
+
+
+def saved_teacher(saved: dict[str, Any]) -> Translator:
+    """Return the teacher in a checkpoint of its student, whose own file may be gone by now."""
+    weights = {
+        name.removeprefix("generator."): tensor
+        for name, tensor in saved.items()
+        if name.startswith("generator.")
+    }
+    return translator_from(Facts.from_saved(saved["_extra_state"]), weights)
 
 
 def _watched(generator: Generator) -> dict[int, Tensor]:
@@ -66,15 +94,14 @@ def _watched(generator: Generator) -> dict[int, Tensor]:
     return maps
 
 
-def _check_same_task(path: str, teacher: Generator, student: Generator) -> None:
-    def task(generator: Generator) -> tuple[object, ...]:
-        palette = generator.palette
-        outer = (generator.encoder[0][1].in_channels, generator.decoder[-1][1].out_channels)
-        return len(generator.encoder), outer, palette is not None and palette.tolist()
-
-    if task(teacher) != task(student):
+def _check_same_task(teacher: Facts, config: Config, sides: Sides) -> None:
+    ours, theirs = ((c.crop_size // c.bottleneck, c.labels) for c in (config, teacher.config))
+    # Between folders of any names the direction is always called AtoB.
+    named = is_path(config.a) or is_path(teacher.config.a)
+    other_way = not named and config.direction != teacher.config.direction
+    if other_way or ours != theirs or sides != teacher.sides:
         raise ValueError(
-            f"{path} cannot teach this run: it must have the same depth (crop_size, bottleneck), "
-            "channels and classes. Give the teacher's own settings, above all --direction and "
-            "--dataset, and another --ngf."
+            f"{config.teacher} cannot teach this run: it must have the same depth (crop_size, "
+            "bottleneck), direction, kinds of pictures and classes. Give the teacher's own "
+            "settings, above all --direction and --dataset, and another --ngf."
         )

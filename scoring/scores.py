@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -13,11 +13,13 @@ from torchmetrics.functional.image import (
 )
 
 from dataset import normalise
-from generator import nearest_class
+from labels import nearest_class
 from machine.devices import Machine
 from machine.processes import Processes
 from pictures.palettes import Palette, merged_classes
-from pictures.sides import Side, Sides
+from pictures.sides import Side
+from scoring.tables import over_targets
+from utils import Translator
 
 Scores = dict[str, float]
 GRID_PERIODS = (2, 4, 8)  # pixels
@@ -206,37 +208,32 @@ class FixedMarks(Measure):
 
 @torch.inference_mode()
 def score_all(
-    generator: nn.Module,
-    batches: Iterable[Tensor],
-    measures: Sequence[Measure],
-    *,
-    sides: Sides,
-    machine: Machine,
+    translator: Translator, batches: Iterable[Tensor], measures: Sequence[Measure], machine: Machine
 ) -> tuple[list[Scores], dict[str, Any]]:
     """Translate pairs and measure the outputs.
 
     Args:
-        generator: Configured for test; takes (1, channels, H, W) in [-1, 1].
+        translator: Configured for test.
         batches: Pairs one at a time, (1, channels of both, H, W), not augmented; where processes
-            share a run, this one's share of them.
+            share the work, this one's share of them.
         measures: What to measure beside the scores of ``score_picture``.
-        sides: What the numbers of the pairs are.
-        machine: Where the generator is, and its precision.
+        machine: Where the translator is, and its precision.
 
     Returns:
         The scores of each picture, and of all: the means, and what the measures say.
     """
     rows: list[Scores] = []
-    with machine.processes.together():
+    with machine.processes.barrier():
         for batch in batches:
-            x, y = normalise(batch.to(machine.device), sides)
+            x, y = normalise(batch.to(machine.device), translator.sides)
             with machine.autocast:
-                fake = generator(x)
+                fake = translator(x)
             rows.append(score_picture(fake, y))
             for measure in measures:
                 rows[-1] |= measure(x, fake, y)
     rows = _gathered(rows, measures, machine.processes)
-    scores: dict[str, Any] = summarise(rows)
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    scores: dict[str, Any] = over_targets(means)
     for measure in measures:
         scores |= measure.total()
     return rows, scores
@@ -252,14 +249,3 @@ def _gathered(
             if rank != processes.rank:
                 measure.take_in(other)
     return [row for part, _ in parts for row in part]
-
-
-def summarise(rows: Sequence[Scores]) -> Scores:
-    """Return the means over pictures; where a score has a ``target_`` beside it, their ratio.
-
-    So ``sharpness`` 1 is as sharp as real, and below is blurred.
-    """
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    for name in [name for name in means if f"target_{name}" in means]:
-        means[name] /= max(means.pop(f"target_{name}"), 1e-12)
-    return means

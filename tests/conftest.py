@@ -26,7 +26,6 @@ TINY = {
     "num_workers": 0,
     "device": "cpu",
     "precision": "fp32",
-    "n_samples": 2,
     "log_interval": 3,
 }
 

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models import Inception_V3_Weights, inception_v3
 
-from scoring.photos import FeatureDistances, find_network, kernel_distance, kernel_spread
+from scoring.distances import FeatureDistances, kernel_distance, kernel_spread
+from scoring.photos import score_network
 
 CPU = torch.device("cpu")
 
@@ -22,7 +23,7 @@ def photo() -> Tensor:
 
 def test_efficientnet_knows_what_a_photo_shows_and_what_is_near_it():
     pytest.importorskip("efficientnet_lite_pytorch")
-    network = find_network(CPU)
+    network = score_network(CPU)
     assert network.name == "efficientnet_lite2"
     verdict = network.network(F.interpolate(photo(), (260, 260), mode="bilinear", antialias=True))
     categories = Inception_V3_Weights.IMAGENET1K_V1.meta["categories"]
@@ -47,18 +48,18 @@ def test_inception_is_taken_where_its_weights_lie(monkeypatch: pytest.MonkeyPatc
     weights = Path("cache/hub/checkpoints/inception_v3_google-0cc3c7bd.pth")
     weights.parent.mkdir(parents=True)
     torch.save(inception_v3(init_weights=False).state_dict(), weights)
-    network = find_network(CPU)
+    network = score_network(CPU)
     assert network.name == "torchvision_inception"
     assert network.maps(torch.zeros(2, 1, 64, 64))[-1].shape == (2, 2048, 1, 1)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"inception_v3_google-0cc3c7bd\.pth is damaged"):
-        find_network(CPU)
+        score_network(CPU)
 
 
 def test_without_any_network(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", "cache")
     monkeypatch.setattr("scoring.photos.find_spec", lambda name: None)
-    assert find_network(CPU) is None
+    assert score_network(CPU) is None
 
 
 def unbiased(fake: Tensor, real: Tensor) -> float:

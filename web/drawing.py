@@ -5,22 +5,18 @@ import gzip
 import hashlib
 import json
 import tarfile
-from dataclasses import replace
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
 from PIL import Image
 
-from config import MAX_CROP
-from dataset import normalise, to_image, validation_loader
-from generator import Generator
 from machine.disk import make_folder, whole_file
 from pictures.download import DownloadError, opened, reason
 from pictures.sheet import data_address
-from run.sources import open_pairs, split_of
+from utils import Translator
 
 PAGE = Path(__file__).with_name("draw")
-N_STARTS = 8  # validation inputs to start a drawing from
 
 # onnxruntime-web as npm publishes it: of its builds, the one that knows WebGPU and plain CPUs.
 VERSION = "1.30.0"
@@ -60,12 +56,15 @@ def fetch_runtime(folder: Path = Path("data")) -> Path:
     return archive
 
 
-def write_page(graph: Path, generator: Generator, folder: Path, precision: str) -> float:
+def write_drawing_page(
+    graph: Path, translator: Translator, starts: Sequence[Image.Image], folder: Path, precision: str
+) -> float:
     """Write the page that runs a graph of ``export.py``; its index.html opens from the folder.
 
     Args:
-        graph: ONNX file of ``generator``, with its weights inside.
-        generator: What the graph was made from.
+        graph: ONNX file of ``translator``, with its weights inside.
+        translator: What the graph was made from.
+        starts: Pictures to start drawing from.
         folder: Where to; files of an earlier page are replaced.
         precision: Of the graph: fp32, fp16 or int8, which not every graphics card has.
 
@@ -76,7 +75,7 @@ def write_page(graph: Path, generator: Generator, folder: Path, precision: str) 
         ValueError: The generator does not take and give grey or colour pictures.
         OSError: The runtime cannot be fetched, or the folder not be written to.
     """
-    config, sides = generator.config, generator.sides
+    config, sides = translator.config, translator.sides
     if not all(side.is_plain and side.channels in (1, 3) for side in sides):
         raise ValueError(
             f"A page shows pictures of 8 bits, grey or in colour, and this generator turns "
@@ -93,7 +92,7 @@ def write_page(graph: Path, generator: Generator, folder: Path, precision: str) 
         "outputs": sides.target.channels,
         "precision": precision,
         "palette": sides.input.palette,
-        "starts": [data_address(picture) for picture in starts(generator)],
+        "starts": [data_address(picture) for picture in starts],
         "graph": _packed(graph.read_bytes()),
     }
     packed = {part: _packed(content) for part, content in runtime.items()}
@@ -105,22 +104,6 @@ def write_page(graph: Path, generator: Generator, folder: Path, precision: str) 
         with whole_file(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
     return sum(len(text) for name, text in texts.items() if name != "runtime.js") / 1e6
-
-
-def starts(generator: Generator) -> list[Image.Image]:
-    """Return a few validation inputs; label pictures at twice the size, to be drawn on.
-
-    There are none where the pictures of the training are not at hand.
-    """
-    config, sides = generator.config, generator.sides
-    if not any(Path(place, config.dataset).is_dir() for place in ("", "data")):
-        print(f"{config.dataset} is not here, so the page has no pictures to start from.")
-        return []
-    if sides.input.palette:
-        side = min(2 * config.crop_size, MAX_CROP)
-        config = replace(config, load_size=side, crop_size=side, nearest="both")
-    pairs = open_pairs(config, split_of(config).val[:N_STARTS], augment=False, kinds=sides.kinds)
-    return [to_image(normalise(batch, sides)[0][0]) for batch in validation_loader(pairs)]
 
 
 def _packed(content: bytes) -> str:

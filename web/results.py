@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from machine.disk import whole_file
-
-Table = dict[str, np.ndarray]  # a score of each picture, by the name of the score
+from scoring.tables import Table, over_targets, read_scores
 
 FIRST_COLUMNS = ("epoch", "step", "seconds", "pictures_per_second", "lr")
 # Scores in the table of a training; evaluate.py gives more.
@@ -70,23 +68,6 @@ def panels_of(columns: Iterable[str]) -> dict[str, list[str]]:
     elsewhere = {*FIRST_COLUMNS, *itertools.chain(*panels.values())}
     losses = [n for n in dict.fromkeys(columns) if n not in elsewhere and not n.startswith("val_")]
     return {"Losses": losses} | panels
-
-
-def read_scores(path: Path) -> tuple[list[str], Table]:
-    """Return the names of the pictures in a table of ``evaluate.py``, and their scores.
-
-    Raises:
-        FileNotFoundError: There is no such table.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; score each run first: python evaluate.py "
-            "checkpoints/NAME/generator.pt"
-        )
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = [row.pop("picture") for row in rows]
-    return names, {score: np.array([float(row[score]) for row in rows]) for score in rows[0]}
 
 
 @dataclass(frozen=True)
@@ -142,11 +123,7 @@ class Shown:
         if not self.label:
             return [], {}
         names, table = read_scores(self.folder / f"scores_{self.label}.csv")
-        return names, {
-            score: values / np.maximum(table.get(f"target_{score}", 1), 1e-12)
-            for score, values in table.items()
-            if not score.startswith("target_")
-        }
+        return names, over_targets(table)
 
     @property
     def epochs(self) -> list[int]:
@@ -154,7 +131,7 @@ class Shown:
         return sorted(int(path.stem[7:]) for path in self.folder.glob("output_[0-9]*.png"))
 
 
-def write_page(runs: Sequence[Shown]) -> Path:
+def write_results_page(runs: Sequence[Shown]) -> Path:
     """Write the page of one run in its folder, or that of several, which lie side by side.
 
     Returns:

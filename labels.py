@@ -1,0 +1,112 @@
+"""Label pictures as classes: from colours to what the networks see of them, and back."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# The scores of a new generator are small, and grow slowly at the paper's learning rate. So much
+# larger they reach the probabilities of a sure answer about as fast as tanh reaches black.
+SCORE_SCALE = 8.0
+# At test the probabilities are sharpened so much: nearly the colour of the likeliest class.
+SHARPENING = 2.0
+
+Colours = Sequence[Sequence[int]]  # (red, green, blue) of each class, 0 to 255
+
+
+class Labels(nn.Module):
+    """Knows the classes in label pictures, of inputs, of targets, or of both.
+
+    A side without colours holds photos or the like: all methods return its pictures as they are.
+
+    Args:
+        input_colours: Those of the classes in inputs, if these are label pictures.
+        target_colours: Those of the classes in targets, likewise.
+        soft_edges: Whether edges between classes in outputs hold colours between theirs, as those
+            of real label pictures may.
+    """
+
+    def __init__(
+        self,
+        input_colours: Colours | None = None,
+        target_colours: Colours | None = None,
+        *,
+        soft_edges: bool = True,
+    ) -> None:
+        super().__init__()
+        self.soft_edges = soft_edges
+        for name, colours in (("input", input_colours), ("target", target_colours)):
+            colours = None if colours is None else torch.as_tensor(colours) / 127.5 - 1
+            # (K, 3) in [-1, 1]; a checkpoint has them among what its pictures are.
+            self.register_buffer(name, colours, persistent=False)
+
+    def encode_input(self, x: Tensor) -> Tensor:
+        """Return what the networks see of inputs.
+
+        Args:
+            x: Input pictures, (N, channels, H, W) in [-1, 1].
+
+        Returns:
+            The class of the nearest colour at each pixel, one-hot, (N, classes, H, W).
+        """
+        return x if self.input is None else one_hot(nearest_class(x, self.input), len(self.input))
+
+    def encode_target(self, y: Tensor) -> Tensor:
+        """Return what outputs are compared with: the same of target pictures."""
+        return (
+            y if self.target is None else one_hot(nearest_class(y, self.target), len(self.target))
+        )
+
+    def decode_target(self, y: Tensor) -> Tensor:
+        """Return the pictures, (N, 3, H, W) in [-1, 1], of targets that were encoded."""
+        return y if self.target is None else _painted(y, self.target)
+
+    def decode_output(self, output: Tensor) -> Tensor:
+        """Return the pictures that outputs stand for while the generator learns.
+
+        Args:
+            output: Scores of the classes, (N, classes, H, W).
+
+        Returns:
+            (N, 3, H, W) in [-1, 1]: at each pixel the mean colour by the classes' probabilities.
+        """
+        if self.target is None:
+            return output
+        return _painted((SCORE_SCALE * output).softmax(dim=1), self.target)
+
+    def finish(self, output: Tensor) -> Tensor:
+        """Return the pictures to show: as ``decode_output``, but nearly or wholly of pure colours.
+
+        Args:
+            output: As in ``decode_output``.
+        """
+        if self.target is None:
+            return output
+        if not self.soft_edges:
+            return _painted(one_hot(output.argmax(dim=1), output.shape[1]), self.target)
+        return _painted((SHARPENING * SCORE_SCALE * output).softmax(dim=1), self.target)
+
+
+def _painted(shares: Tensor, colours: Tensor) -> Tensor:
+    """Return the mean colour of the classes by their shares (N, K, H, W), as (N, 3, H, W)."""
+    return torch.einsum("nkhw,kc->nchw", shares, colours)
+
+
+def one_hot(classes: Tensor, count: int) -> Tensor:
+    """Return for each of ``count`` classes where its number stands in (N, H, W): (N, K, H, W)."""
+    numbers = torch.arange(count, device=classes.device)[:, None, None]
+    return (classes[:, None] == numbers).float()
+
+
+def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
+    """Return for each pixel the class whose colour is the nearest, by Euclid's distance in RGB.
+
+    Args:
+        picture: (N, 3, H, W) in [-1, 1].
+        colours: Of the classes, (K, 3) in [-1, 1].
+
+    Returns:
+        Numbers of classes, (N, H, W).
+    """
+    parts = zip(picture.split(1, dim=1), colours[:, :, None, None].unbind(1), strict=True)
+    return sum((part - colour).square() for part, colour in parts).argmin(dim=1)

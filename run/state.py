@@ -1,0 +1,164 @@
+"""All that a run changes, and how it begins."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config import Config
+from discriminator import Discriminator
+from generator import Generator
+from labels import Labels
+from machine.devices import Machine
+from pictures.sides import Sides
+from run.teacher import Teacher
+from scoring.photos import perceptual_network
+from utils import Translator, build_generator, labels_of, load_weights
+
+
+@dataclass
+class TrainingState:
+    """All that a run changes. The names of the fields are those in the checkpoint."""
+
+    generator: Generator
+    discriminator: Discriminator
+    optimizer_g: torch.optim.Adam
+    optimizer_d: torch.optim.Adam
+    scaler: torch.amp.GradScaler
+    labels: Labels
+    """What of the pictures is taken for classes; nothing of it is learned."""
+    average: Generator | None = None
+    """The generator's mean over its last steps, where ema_decay asks for one."""
+    teacher: Teacher | None = None
+    """Where the settings name one."""
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of the losses over the steps of this epoch."""
+    epoch: int = 0
+    """Epochs that are done."""
+    step: int = 0
+    """Steps of the next one that are done."""
+    seconds: float = 0.0
+    """Wall time spent, over all the parts of the run."""
+
+    is_whole = True  # not in the middle of a step; no field, as it is never saved
+
+    @property
+    def best_generator(self) -> Generator:
+        """The generator to translate with: the average, if there is one."""
+        return self.generator if self.average is None else self.average
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Let both networks learn at a rate."""
+        for optimizer in (self.optimizer_g, self.optimizer_d):
+            optimizer.param_groups[0]["lr"] = rate
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Mark the block in which a step changes the state: what it leaves undone is not saved."""
+        self.is_whole = False
+        yield
+        self.is_whole = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every field by its name, as tensors and plain data."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {
+            name: value.state_dict() if hasattr(value, "state_dict") else value
+            for name, value in values.items()
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned.
+
+        Raises:
+            ValueError, KeyError: It is not the state of such a run.
+        """
+        for name in (one.name for one in fields(self)):
+            value, found = getattr(self, name), saved[name]
+            if isinstance(value, nn.Module):
+                load_weights(value, found)
+            elif isinstance(value, torch.optim.Optimizer):
+                _load_optimizer(value, found)
+            elif isinstance(value, torch.amp.GradScaler):
+                if found:  # one that was off saves nothing, and may be on now
+                    value.load_state_dict(found)
+            else:
+                setattr(self, name, _checked(name, found, value))
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
+    """Give an optimiser what it has gathered about its weights."""
+    weights = optimizer.param_groups[0]["params"]
+    for number, gathered in found["state"].items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if gathered[name].shape != weights[number].shape:
+                raise ValueError(f"{name} {number} of an optimiser is not of its weights' shape")
+    optimizer.load_state_dict(found)
+
+
+def _checked(name: str, found: Any, usual: Any) -> Any:
+    """Return a number, or the losses by their names, of the type and range that is usual."""
+    if found is None and usual is None:
+        return None
+    if type(found) is not type(usual):
+        raise ValueError(f"{name} is {found!r}")
+    numbers = found.values() if isinstance(found, dict) else [found]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{name} is {found!r}")
+    if not isinstance(found, dict) and found < 0:
+        raise ValueError(f"{name} is {found!r}")
+    return found
+
+
+def new_state(
+    config: Config, sides: Sides, machine: Machine, teacher: Translator | None = None
+) -> TrainingState:
+    """Return both networks, freshly initialised from the seed, with their optimisers.
+
+    Args:
+        config: Resolved settings.
+        sides: What inputs and targets are.
+        machine: Where the networks are to be.
+        teacher: A trained generator that teaches this one.
+
+    Raises:
+        ValueError: The network of lambda_perceptual is missing, or the teacher does not fit.
+    """
+    if config.lambda_perceptual:
+        perceptual_network(machine.device)  # that it is missing is better known now
+    torch.manual_seed(config.seed)
+    labels = labels_of(config, sides).to(machine.device)
+    generator = build_generator(config, sides).to(machine.device)
+    discriminator = Discriminator(
+        generator.encoder[0][1].in_channels,
+        sides.target.channels,
+        ndf=config.ndf,
+        n_layers_d=config.n_layers_d,
+        norm=config.norm,
+    ).to(machine.device)
+    average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None
+    learning = [*generator.parameters()]
+    lessons = None
+    if teacher is not None:
+        lessons = Teacher(teacher, generator, config, sides).to(machine.device)
+        learning += lessons.translators.parameters()
+    if config.compile:
+        machine.compile(generator, "forward")
+        machine.compile(discriminator, "features")
+    # One fused kernel reads and writes the 57 million parameters once.
+    adam = {"lr": config.lr, "betas": (config.beta1, 0.999), "fused": True}
+    return TrainingState(
+        generator,
+        discriminator,
+        torch.optim.Adam(learning, **adam),
+        torch.optim.Adam(discriminator.parameters(), **adam),
+        machine.new_scaler(),
+        labels,
+        average,
+        lessons,
+    )

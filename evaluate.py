@@ -16,7 +16,7 @@ from config import Config, plain_name
 from dataset import PairedImages, to_image, validation_loader
 from generator import Generator
 from machine.devices import Machine, choose_machine
-from machine.disk import make_folder, whole_file, whole_folder
+from machine.disk import make_folder, remove_drafts, whole_file, whole_folder
 from machine.progress import progress
 from machine.stopping import run_script
 from pictures.sheet import beside
@@ -142,6 +142,7 @@ def score_checkpoints(
         config = replace(generator.config, direction=direction or generator.config.direction)
         config, other = _on(dataset, config)
         folder = make_folder(Path("evaluation", config.name))
+        remove_drafts(folder)
         machine = choose_machine(device, precision or config.precision)
         measures = _measures(config, generator.sides, reader, machine)
         pairs, part = _open_part(config, generator.sides, split, is_other=bool(other))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from config import Config
-from machine.workers import prepared
+from machine.workers import batches_from_workers
 from pictures.cache import PairCache
 from pictures.encode import image_of
 from pictures.layouts import Pair
@@ -184,7 +184,8 @@ def training_loader(
     )
     # Page-locked memory goes to a GPU while the host goes on.
     keep = Tensor.pin_memory if device and device.type == "cuda" else Tensor.clone
-    return prepared(pairs, map(share_of, order), config.num_workers, check=check, keep=keep)
+    tasks = map(share_of, order)
+    return batches_from_workers(pairs, tasks, config.num_workers, check=check, keep=keep)
 
 
 def validation_loader(pairs: PairedImages) -> DataLoader:

@@ -9,8 +9,10 @@ import atexit
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import islice
@@ -23,8 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pictures.decode import BadPictures
-
 AHEAD = 2  # batches in preparation, for each process
 POLL_S = 1.0  # between two looks at the stop request
 SILENT_S = 120.0  # a batch that was waited for so long never comes
@@ -35,8 +35,8 @@ REASONS = {
     "same command to go on with --num-workers 0, or with more of it (docker run --shm-size 1g).",
     "start": "The processes that prepare pairs could not start: each first runs your script again. "
     'Put what it does below the line if __name__ == "__main__": or set num_workers to 0.',
-    "error": "A process that prepares pairs ended with the error above; mend it, and give the same "
-    "command to go on.",
+    "error": "A process that prepares pairs ended by itself; what it said stands above. Mend that, "
+    "and give the same command to go on.",
     "signal": "A process that prepares pairs was ended from outside. Give the same command to go "
     "on, with fewer --num-workers if memory ran out.",
 }
@@ -49,7 +49,7 @@ class Batched(Protocol):
         """Return the batch of these keys."""
 
 
-def prepared(
+def batches_from_workers(
     dataset: Batched,
     tasks: Iterable[Any],
     n_workers: int,
@@ -69,7 +69,8 @@ def prepared(
         method: How processes start: "fork", "spawn" or "forkserver"; None is Python's default.
 
     Raises:
-        BadPictures, OSError, MemoryError: From the data set; or a process is gone or silent.
+        OSError: A process is gone or silent.
+        Exception: Whatever the data set raises, here or in a process.
     """
     tasks = iter(tasks)
     first = next(tasks, None)
@@ -190,7 +191,18 @@ def _work(
         error = None
         try:
             room[slot] = dataset.__getitems__(keys).numpy()
-        except (BadPictures, OSError, MemoryError) as raised:
-            error = raised  # raised over there, it needs no traceback of this process
+        except Exception as raised:
+            error = _sendable(raised)
         with suppress(BrokenPipeError):
             connection.send(error)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error as another process can raise it: in words where it cannot be pickled."""
+    origin = "".join(traceback.format_exception(error))
+    try:
+        error = pickle.loads(pickle.dumps(error))
+    except Exception:  # an error's own methods may raise anything
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"In a process that prepares pairs:\n{origin}")
+    return error

@@ -24,7 +24,7 @@ from test_pairs import preparation
 import dataset
 from config import Config
 from dataset import PairedImages, epoch_order, normalise, training_loader, validation_loader
-from machine.workers import prepared
+from machine.workers import batches_from_workers
 from pictures import formats
 from pictures.decode import BadPictures
 from pictures.layouts import Pair
@@ -223,7 +223,8 @@ def test_samples_do_not_depend_on_workers(
         pytest.skip("Windows cannot fork")
     pairs = open_pairs(draw(tmp_path, 6))
     alone = torch.cat([*load(pairs, n_epochs=2)])
-    monkeypatch.setattr(dataset, "prepared", partial(prepared, method=start_method))
+    fixed = partial(batches_from_workers, method=start_method)
+    monkeypatch.setattr(dataset, "batches_from_workers", fixed)
     shared = torch.cat([*load(pairs, batch_size=2, n_epochs=2, num_workers=2)])
     assert torch.equal(shared, alone)
 

@@ -139,13 +139,14 @@ class _Workers:
         else:
             raise OSError(REASONS["silent"])
         try:
-            error = connection.recv()
+            failure = connection.recv()
         except (EOFError, OSError):
             time.sleep(POLL_S)  # the signal that ended it may be on its way to this process too
             check()
             raise OSError(REASONS[self._fate(process)]) from None
-        if error is not None:
-            raise error
+        if failure:
+            error, origin = failure
+            raise error from RuntimeError(f"in a process that prepares pairs:\n{origin}")
         batch = torch.from_numpy(self.room[self.taken % self.n_slots])
         self.taken += 1
         return batch
@@ -188,21 +189,23 @@ def _work(
             slot, keys = connection.recv()
         except (EOFError, OSError):
             return
-        error = None
+        failure = None
         try:
             room[slot] = dataset.__getitems__(keys).numpy()
-        except Exception as raised:
-            error = _sendable(raised)
+        except Exception as error:
+            failure = _sendable(error)
         with suppress(BrokenPipeError):
-            connection.send(error)
+            connection.send(failure)
 
 
-def _sendable(error: Exception) -> Exception:
-    """Return an error as another process can raise it: in words where it cannot be pickled."""
+def _sendable(error: Exception) -> tuple[Exception, str]:
+    """Return an error as another process can raise it, and its traceback.
+
+    An error that cannot be pickled becomes one in words.
+    """
     origin = "".join(traceback.format_exception(error))
     try:
-        error = pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))
     except Exception:  # an error's own methods may raise anything
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"In a process that prepares pairs:\n{origin}")
-    return error
+    return error, origin

@@ -63,8 +63,15 @@ def split_of(config: Config) -> Split:
     Raises:
         ValueError, OSError: The folder does not hold pairs; the message says what was expected.
     """
-    named = {name: getattr(config, name) for name in ("a", "b", "suffix_a", "suffix_b")}
+    named = {
+        side: getattr(config, f"suffix_{side}") and f"*{getattr(config, f'suffix_{side}')}"
+        for side in ("a", "b")
+    }
+    for side in ("a", "b"):
+        if folder := getattr(config, side):
+            named[side] = f"{folder}/{named[side]}" if named[side] else folder
     held_out = {"val_fraction": config.val_fraction, "seed": config.seed}
+    held_out["on_bad_picture"] = config.on_bad_picture
     if is_shards(config.dataset):
         if config.train_dir or config.input_dir:
             raise ValueError(

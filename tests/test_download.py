@@ -47,6 +47,14 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
+def sized(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """An archive whose second member claims a size."""
+    info = member("maps/2.jpg", kind)
+    info.size = size
+    first = gzip.decompress(tar_gz("maps/1.jpg", blocks=0))
+    return gzip.compress(first + info.tobuf(tarfile.GNU_FORMAT) + bytes(4096), mtime=0)
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Answers /base/maps.tar.gz with ``body``; ``during`` runs halfway through it."""
 
@@ -252,6 +260,9 @@ def test_an_address_that_makes_no_sense(address: str):
             gzip.compress(gzip.decompress(tar_gz("1.jpg", blocks=0)) + b"?" * 1024, mtime=0),
             "damaged or cut short",
         ),
+        (sized(-512), "damaged or cut short"),
+        (sized(2**62), "damaged or cut short"),
+        (sized(-512, tarfile.GNUTYPE_LONGNAME), "damaged or cut short"),
         (tar_gz("maps/readme.txt"), "no pictures"),
         (tar_gz(member("maps/1.jpg", tarfile.DIRTYPE)), "no pictures"),
         (tar_gz(), "no pictures"),

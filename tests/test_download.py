@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -404,15 +405,18 @@ def test_ctrl_c_while_unpacking(server: Server, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_killed_run_left_is_no_hindrance(server: Server):
-    for name, hours in (("old", 25), ("fresh", 0), ("busy", 25)):
-        folder = Path(f"data/.1234-{name}.part")
+    own = f".{zlib.crc32(b'maps'):08x}"
+    old, fresh, busy = (f"{own}-{end}.part" for end in ("1-a", "1-b", "2-c"))
+    theirs = ".0123abcd-1-a.part"
+    for name, hours in ((old, 25), (fresh, 0), (busy, 25), (theirs, 25)):
+        folder = Path("data", name)
         folder.mkdir(parents=True)
         (folder / "maps.tar.gz").write_bytes(b"half")
         past = time.time() - hours * 3600
-        os.utime(folder / "maps.tar.gz", (past, past) if name == "old" else None)
+        os.utime(folder / "maps.tar.gz", None if name == busy else (past, past))
         os.utime(folder, (past, past))
     fetch("maps", mirror=server.mirror)
-    assert sorted(os.listdir("data")) == [".1234-busy.part", ".1234-fresh.part", "maps"]
+    assert sorted(os.listdir("data")) == sorted([busy, fresh, theirs, "maps"])
 
 
 def test_two_at_once(server: Server):

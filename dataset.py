@@ -16,12 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from config import Config
 from machine.workers import batches_from_workers
-from pictures.cache import PairCache
 from pictures.encode import image_of
 from pictures.layouts import Pair
 from pictures.pairs import Kinds, Preparation
-from pictures.shards import PairsInShards, ShardedPairs
 from pictures.sides import Side, Sides
+from pictures.store import open_store
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 
@@ -54,8 +53,7 @@ class PairedImages(Dataset):
 
     def __init__(self, pairs: Sequence[Pair], preparation: Preparation) -> None:
         self.preparation = preparation
-        kept = PairsInShards if isinstance(pairs, ShardedPairs) else PairCache
-        self._kept = kept(pairs, preparation)
+        self._kept = open_store(pairs, preparation)
         self._augment = _augmentation(preparation)
         self.pairs: Sequence[Pair] = self._kept.pairs
         self.looked_at: Sequence[int] = self._kept.looked_at

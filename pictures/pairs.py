@@ -17,7 +17,7 @@ from pictures.sides import Kind, common_dtype, kind_of_all, misfit, to_kind
 MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
 MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk
 SQUARE = 0.05  # how far from square the halves of a side-by-side picture may be
-EDGE = 1 << 16  # bytes at either end of a file that tell it from others
+CHUNK = 1 << 20  # bytes that are read at once
 ALIKE = 0.02  # how far apart the aspect ratios of two files of a pair may be
 
 _ADVICE = (
@@ -213,15 +213,14 @@ def cut(picture: Picture, half: int) -> Picture:
 
 
 def content_of(pair: Pair) -> str:
-    """Return a short hash of a pair's files, by their sizes, beginnings and ends."""
+    """Return a short hash of the sizes and contents of a pair's files."""
     digest = hashlib.blake2b(digest_size=8)
     for path in pair.files:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(size.to_bytes(8, "little"))
-            for start in (0, max(EDGE, size - EDGE)):
-                file.seek(start)
-                digest.update(file.read(EDGE))
+            digest.update(file.seek(0, os.SEEK_END).to_bytes(8, "little"))
+            file.seek(0)
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,6 @@ from numpy.lib.format import open_memmap
 
 from machine.disk import reason_of, sealed, unsealed, whole_file
 from machine.progress import progress
-from pictures.decode import BadPictures, PictureError
 from pictures.folders import NO_PICTURES, SUFFIXES, normal_name, shortened, state_of
 from pictures.layouts import (
     VAL_NAMES,
@@ -37,15 +35,6 @@ from pictures.layouts import (
     matched,
     rank_of,
 )
-from pictures.pairs import (
-    Kinds,
-    PairHeader,
-    Preparation,
-    check_kinds,
-    check_pair,
-    read_pair,
-    settle_kinds,
-)
 from pictures.tars import LINKS, RANGE, Member, find_shards, members_of
 
 ENDS = (".a", ".b")  # of the names of both sides, as in WebDataset: 0001.a.jpg and 0001.b.png
@@ -54,8 +43,6 @@ ENDS = (".a", ".b")  # of the names of both sides, as in WebDataset: 0001.a.jpg 
 ROW = np.dtype([("shard", "<u4"), ("a", "<u8"), ("b", "<u8"), ("rank", "<u8")])
 VAL_SHARD = re.compile(rf"(?<![a-z])({'|'.join(VAL_NAMES)})(?![a-z])", re.IGNORECASE)
 FORMAT = 2  # to be raised when the index of the same shards changes
-LOOKED_AT = 256  # pairs that tell what all are
-MOST_BAD = 100  # pairs in a row that are passed over
 SAMPLE, SAMPLED_EVERY = 1 << 16, 1 << 24  # bytes of a shard that its hash is made of
 
 
@@ -368,74 +355,3 @@ def _check_rows(rows: np.ndarray, shards: Sequence[Path], others: Counter[str]) 
             f"One file holds both halves in {ways[0]}, and each has its own in {ways[1]}. Make all "
             "shards in one way"
         )
-
-
-# --- Reading them ---
-class PairsInShards:
-    """The arrays of pairs in shards, each decoded whenever it is read.
-
-    Some pairs, spread over all, tell what the pictures are; the others are checked when they are
-    read.
-
-    Args:
-        pairs: The pairs.
-        preparation: What to make of them. A pair that cannot be used stops, or the next one that
-            can be stands for it, as on_bad_picture says.
-
-    Attributes:
-        pairs: As given.
-        looked_at: Numbers of those that were looked at.
-        sizes: Original (height, width) of the inputs of these.
-        contents: A hash of each shard by its name.
-        kinds: What the inputs are, and the targets.
-        notes: Remarks for the user.
-
-    Raises:
-        BadPictures: Naming those among these that cannot be used.
-    """
-
-    def __init__(self, pairs: ShardedPairs, preparation: Preparation) -> None:
-        self.pairs, self.preparation = pairs, preparation
-        self.looked_at = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
-        headers: list[PairHeader] = []
-        bad: list[PictureError] = []
-        for number in self.looked_at:
-            try:
-                headers.append(check_pair(pairs[number], preparation))
-            except PictureError as error:
-                bad.append(error)
-        if bad and (preparation.on_bad_picture == "stop" or not headers):
-            raise BadPictures(bad, len(self.looked_at))
-        self.kinds: Kinds = settle_kinds(headers, preparation)
-        self.sizes = [(header.height, header.width) for header in headers]
-        self.contents = pairs.contents
-        self.notes = [
-            f"pairs in shards are decoded on the fly; {len(self.looked_at)} of {len(pairs)} were "
-            "looked at, each other one is checked when its turn comes"
-        ]
-        self._told: set[int] = set()
-
-    def read(self, number: int) -> np.ndarray:
-        """Return a pair as an array (height, width, channels).
-
-        Raises:
-            BadPictures: It cannot be used.
-        """
-        bad: list[PictureError] = []
-        for other in range(number, number + MOST_BAD):
-            pair = self.pairs[other % len(self.pairs)]
-            try:
-                check_kinds(pair, check_pair(pair, self.preparation), self.kinds, self.preparation)
-                return read_pair(pair, self.preparation, self.kinds)[0]
-            except PictureError as error:
-                bad.append(error)
-            if self.preparation.on_bad_picture == "stop":
-                break
-            self._tell(other, bad[-1])
-        raise BadPictures(bad, len(self.pairs)) from bad[-1]
-
-    def _tell(self, number: int, error: PictureError) -> None:
-        """Say once, whichever process meets it, that a pair is left out."""
-        if number not in self._told:
-            self._told.add(number)
-            print(f"\nleft out, the next pair stands for it:\n{error}", file=sys.__stderr__)

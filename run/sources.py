@@ -17,8 +17,9 @@ from pictures.halves import check_halves
 from pictures.layouts import Pair, Split, find_pairs
 from pictures.pairs import ROLES, Kinds, Preparation
 from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
-from pictures.shards import LOOKED_AT, find_sharded
+from pictures.shards import find_sharded
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
+from pictures.store import LOOKED_AT
 from pictures.tars import is_shards
 from recipes import palettes_of
 from samples.heights import draw_heights

@@ -410,7 +410,7 @@ def forbid_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a picture was opened")
 
-    monkeypatch.setattr(formats.Image, "open", refuse)
+    monkeypatch.setattr(formats, "opened_image", refuse)
 
 
 def test_pictures_are_decoded_once(
@@ -449,6 +449,54 @@ def test_a_changed_picture_is_decoded_anew(tmp_path: Path, open_pairs: Opener) -
     save(pair.a, noise(40, 80, seed=9))
     os.utime(pair.a, ns=(1, 1))
     assert not torch.equal(open_pairs([pair], augment=False)[0, 0], before)
+
+
+@pytest.mark.parametrize("how", ["rewritten", "replaced"])
+def test_a_picture_of_the_same_size_and_time_is_decoded_anew(
+    tmp_path: Path, open_pairs: Opener, how: str
+) -> None:
+    pixels = noise(40, 80)
+    pair = save(tmp_path / "1.bmp", pixels)
+    before, was = open_pairs([pair], augment=False), pair.a.stat()
+    pixels[10:20, 10:20] = 0
+    new = pair.a if how == "rewritten" else tmp_path / "new.bmp"
+    save(new, pixels)
+    os.utime(new, ns=(was.st_atime_ns, was.st_mtime_ns))
+    new.replace(pair.a)
+    assert (pair.a.stat().st_size, pair.a.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    now = open_pairs([pair], augment=False)
+    assert now.contents != before.contents
+    assert not torch.equal(now[0, 0], before[0, 0])
+
+
+def test_pixels_that_are_damaged_in_the_cache_are_not_learned(
+    tmp_path: Path, open_pairs: Opener
+) -> None:
+    drawn = draw(tmp_path, 3)
+    pairs = open_pairs(drawn)
+    before = pairs[0, 2]
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    content = file.read_bytes()
+    file.unlink()  # what is open stays as it is
+    file.write_bytes(content[:-300] + bytes(100) + content[-200:])
+    damaged = open_pairs(drawn)
+    assert torch.equal(damaged[0, 0], pairs[0, 0])
+    with pytest.raises(
+        OSError, match=r"cache .*\.npy is damaged \(002 is not .*same command again"
+    ):
+        damaged[0, 2]
+    assert torch.equal(open_pairs(drawn)[0, 2], before)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"good": [0]}', '"', "\xff"])
+def test_an_index_that_is_none_is_made_anew(
+    tmp_path: Path, open_pairs: Opener, content: str
+) -> None:
+    drawn = draw(tmp_path, 2)
+    before = open_pairs(drawn)[0, 1]
+    (file,) = (tmp_path / "cache").glob("*.json")
+    file.write_text(content, encoding="latin1")
+    assert torch.equal(open_pairs(drawn)[0, 1], before)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
@@ -550,12 +598,13 @@ def test_only_old_leftovers_of_killed_builds_are_removed(
 ) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    (folder / ".1-old.part").touch()
-    (folder / ".1-new.part").touch()
-    os.utime(folder / ".1-old.part", (0, 0))
+    old, new = folder / ".0123abcd-1-a.part", folder / ".0123abcd-1-b.part"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
     open_pairs(draw(tmp_path, 1))
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".npy", ".part"]
-    assert (folder / ".1-new.part").exists()
+    assert new.exists()
 
 
 BUILD = f"""

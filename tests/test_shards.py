@@ -19,7 +19,7 @@ from runs import assert_same, results
 from config import Config
 from dataset import PairedImages
 from machine.stopping import Interrupted
-from pictures import shards
+from pictures import shards, store
 from pictures.decode import BadPictures
 from pictures.tars import find_shards, members_of
 from recipes import resolve
@@ -206,7 +206,7 @@ def damaged() -> str:
 def test_a_picture_that_cannot_be_used_is_named(damaged: str, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(BadPictures, match=r"1 of 40.*\n.*train\.tar/20\.png: not a PNG"):
         opened(damaged)
-    monkeypatch.setattr(shards, "LOOKED_AT", 3)  # 0, 14 and 28
+    monkeypatch.setattr(store, "LOOKED_AT", 3)  # 0, 14 and 28
     train = opened(damaged).train
     with pytest.raises(BadPictures, match=r"train\.tar/05\.png.*\n.*on_bad_picture to \"skip\""):
         train[0, 5]
@@ -222,7 +222,7 @@ def test_the_next_pair_stands_for_one_that_is_left_out(
             assert np.array_equal(train.whole(bad), train.whole(bad + 1))
     told = capsys.readouterr().err
     assert told.count("train.tar/05.png: ") == told.count("train.tar/20.png: ") == 1
-    monkeypatch.setattr(shards, "MOST_BAD", 1)
+    monkeypatch.setattr(store, "MOST_BAD", 1)
     with pytest.raises(BadPictures):
         train.whole(5)
 

@@ -165,7 +165,7 @@ def test_keep_aspect_crops_instead_of_squeezing(
     wide = save(tmp_path / "1.png", np.concatenate([half, half], axis=1))
     high = save(tmp_path / "2.png", noise(100, 80))
     pairs = open_pairs(
-        [wide, high], keep_aspect=True, square_halves=False, cache_limit_gb=limit, flip=False
+        [wide, high], keep_aspect=True, check_halves=False, cache_limit_gb=limit, flip=False
     )
     samples = [pairs[epoch, 0].int() for epoch in range(60)]
     for sample in samples:  # neither squeezed nor parted
@@ -181,7 +181,7 @@ def test_keep_aspect_crops_instead_of_squeezing(
 def test_keep_aspect_validates_on_the_centre(tmp_path: Path, open_pairs: Opener) -> None:
     half = noise(32, 48)
     pair = save(tmp_path / "1.png", np.concatenate([half, half], axis=1))
-    pairs = open_pairs([pair], augment=False, keep_aspect=True, square_halves=False)
+    pairs = open_pairs([pair], augment=False, keep_aspect=True, check_halves=False)
     assert np.array_equal(pairs[0, 0][:3].permute(1, 2, 0).numpy(), half[:, 8:40])
 
 

@@ -194,7 +194,7 @@ def test_validation_pairs_that_were_trained_on_are_refused(pairs: Path):
 def test_two_files_are_one_content(tmp_path: Path, towns: Path):
     for name in "AB":
         shutil.copytree(towns / "train", tmp_path / "both" / name)
-    config = small(tmp_path / "both", square_halves=False)
+    config = small(tmp_path / "both", check_halves=False)
     before = open_data(config).identity()
     shutil.copy("both/B/0001.png", "both/B/0002.png")
     assert "0002.png" in changes(before, open_data(config).identity())

@@ -19,13 +19,12 @@ from torch.utils.data import Dataset
 from config import Config
 from machine.devices import Machine
 from machine.processes import Processes
-from machine.workers import prepared
-from pictures.cache import PairCache
+from machine.workers import batches_from_workers
 from pictures.encode import image_of
 from pictures.layouts import Pair
 from pictures.pairs import Preparation
-from pictures.shards import PairsInShards, ShardedPairs
 from pictures.sides import Side, Sides
+from pictures.store import open_store
 
 Key = tuple[int, int]  # (epoch, index of the pair)
 
@@ -61,8 +60,7 @@ class PairedImages(Dataset):
 
     def __init__(self, pairs: Sequence[Pair], preparation: Preparation) -> None:
         self.preparation = preparation
-        kept = PairsInShards if isinstance(pairs, ShardedPairs) else PairCache
-        self.store = kept(pairs, preparation)
+        self.store = open_store(pairs, preparation)
         self._augment = _augmentation(preparation)
         self.notes = self.store.notes + _enlarged(self.store.sizes, preparation)
 
@@ -182,7 +180,8 @@ def training_batches(
     own = map(machine.processes.share_of, order)
     # Page-locked memory goes to a GPU while the host goes on.
     keep = Tensor.pin_memory if machine.device.type == "cuda" else Tensor.clone
-    with closing(prepared(pairs, own, config.num_workers, check=check, keep=keep)) as batches:
+    batches = batches_from_workers(pairs, own, config.num_workers, check=check, keep=keep)
+    with closing(batches):
         together = machine.processes.in_step(batches, check)
         yield (batch.to(machine.device, non_blocking=True) for batch in together)
 

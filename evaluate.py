@@ -15,7 +15,7 @@ from torch import Tensor
 from config import plain_name
 from dataset import PairedImages, to_image, validation_batches
 from machine.devices import Machine, choose_machine
-from machine.disk import make_folder, whole_file, whole_folder
+from machine.disk import make_folder, remove_drafts, whole_file, whole_folder
 from machine.processes import check_alone
 from machine.progress import progress
 from machine.stopping import run_script
@@ -237,6 +237,7 @@ def _score(
     translator, run = scored.translator, scored.run
     config, sides = translator.config, translator.sides
     make_folder(run.folder)
+    remove_drafts(run.folder)
     pairs = open_pairs(config, scored.pairs, augment=False, kinds=sides.kinds)
     notes = [*pairs.notes, *unknown_classes(pairs, sides)]
     print(f"{config.dataset}: {len(pairs)} pairs to score", *notes, sep="\n")

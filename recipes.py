@@ -48,7 +48,7 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
 
 def is_path(side: str) -> bool:
     """Tell whether ``a`` or ``b`` is the path of a folder, not a folder's name or an ending."""
-    return os.path.isabs(side) or "/" in side or os.sep in side
+    return os.path.isabs(side) or (("/" in side or os.sep in side) and "*" not in side)
 
 
 def _folder_of(dataset: str) -> str:

@@ -2,15 +2,19 @@
 
 import contextlib
 import errno
+import json
 import os
+import re
 import shutil
 import tempfile
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 STALE_S = 3600  # what nothing was written to for so long was left by a killed process
+DRAFT = re.compile(r"\.[0-9a-f]{8}-\d+-[0-9a-f]+\.part")  # the names that _draft_of gives
 
 
 @contextlib.contextmanager
@@ -32,8 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        if error.strerror and error.filename in (None, str(draft)):  # a full disk names no file
-            error.filename = str(path)
+        _name_file(error, draft, path)
         raise
     except RuntimeError as error:
         if not is_full(error):
@@ -44,18 +47,25 @@ def whole_file(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def _name_file(error: OSError, draft: Path, path: Path) -> None:
+    """Make an error name ``path`` where it names its draft, or as on a full disk no file at all."""
+    if error.strerror and error.filename in (None, str(draft)):
+        error.filename = str(path)
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``, which gets that name once the block has ended well.
 
     If another process finishes the same folder first, that one is kept and this one removed.
+    Drafts of the same folder that killed processes left are removed.
 
     Raises:
         OSError: It cannot be written; what the block raises. Nothing half-made is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_drafts(path.parent)
     draft = _draft_of(path)
+    remove_drafts(path.parent, prefix=draft.name.partition("-")[0])
     draft.mkdir()
     try:
         yield draft
@@ -64,6 +74,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except OSError:  # another process was first, or the disk failed
             if not path.is_dir():
                 raise
+    except OSError as error:
+        _name_file(error, draft, path)
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -74,22 +87,39 @@ def _draft_of(path: Path) -> Path:
     return path.with_name(f".{checksum:08x}-{os.getpid()}-{time.monotonic_ns():x}.part")
 
 
-def remove_drafts(folder: Path, stale_s: float = STALE_S) -> None:
+def remove_drafts(folder: Path, stale_s: float = STALE_S, prefix: str = "") -> None:
     """Remove what killed processes left half-made in ``folder``.
 
     Args:
-        folder: Where ``whole_file`` and ``whole_folder`` wrote.
+        folder: One of the program's own. In a user's folder a file may have such a name by chance.
         stale_s: Seconds since it was last written to; newer drafts may be somebody's at work.
+        prefix: What the names of the drafts begin with.
     """
-    for draft in folder.glob(".*-*.part"):
+    for draft in folder.iterdir():
+        if not (DRAFT.fullmatch(draft.name) and draft.name.startswith(prefix)):
+            continue
         with contextlib.suppress(OSError):  # another run may remove it first
             inside = draft.iterdir() if draft.is_dir() else ()
             if time.time() - max(p.stat().st_mtime for p in (draft, *inside)) >= stale_s:
                 shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
 
+def sealed(content: Any) -> str:
+    """Return plain data as JSON with a checksum, by which ``unsealed`` knows damage."""
+    return json.dumps({"checksum": zlib.crc32(json.dumps(content).encode()), "content": content})
+
+
+def unsealed(path: Path) -> Any | None:
+    """Return the data of a file that ``sealed`` made; None if it is missing, damaged or edited."""
+    try:
+        content = json.loads(path.read_bytes())["content"]
+        return content if path.read_text() == sealed(content) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
 def make_folder(folder: Path) -> Path:
-    """Make ``folder`` where it is missing, see that files can be written there, and tidy it.
+    """Make ``folder`` where it is missing, and see that files can be written there.
 
     Raises:
         OSError: They cannot, which is better known before the work than after it.
@@ -108,7 +138,6 @@ def make_folder(folder: Path) -> Path:
         own = "start in a folder of your own, or mend its permissions."
         advice = "free some." if is_full(error) else own
         raise OSError(f"{folder} cannot be written to ({reason_of(error)}); {advice}") from error
-    remove_drafts(folder)
     return folder
 
 

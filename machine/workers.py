@@ -9,8 +9,10 @@ import atexit
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import islice
@@ -23,8 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pictures.decode import BadPictures
-
 AHEAD = 2  # batches in preparation, for each process
 POLL_S = 1.0  # between two looks at the stop request
 SILENT_S = 120.0  # a batch that was waited for so long never comes
@@ -35,8 +35,8 @@ REASONS = {
     "same command to go on with --num-workers 0, or with more of it (docker run --shm-size 1g).",
     "start": "The processes that prepare pairs could not start: each first runs your script again. "
     'Put what it does below the line if __name__ == "__main__": or set num_workers to 0.',
-    "error": "A process that prepares pairs ended with the error above; mend it, and give the same "
-    "command to go on.",
+    "error": "A process that prepares pairs ended by itself; what it said stands above. Mend that, "
+    "and give the same command to go on.",
     "signal": "A process that prepares pairs was ended from outside. Give the same command to go "
     "on, with fewer --num-workers if memory ran out.",
 }
@@ -49,7 +49,7 @@ class Batched(Protocol):
         """Return the batch of these keys."""
 
 
-def prepared(
+def batches_from_workers(
     dataset: Batched,
     tasks: Iterable[Any],
     n_workers: int,
@@ -69,7 +69,8 @@ def prepared(
         method: How processes start: "fork", "spawn" or "forkserver"; None is Python's default.
 
     Raises:
-        BadPictures, OSError, MemoryError: From the data set; or a process is gone or silent.
+        OSError: A process is gone or silent.
+        Exception: Whatever the data set raises, here or in a process.
     """
     tasks = iter(tasks)
     first = next(tasks, None)
@@ -138,13 +139,14 @@ class _Workers:
         else:
             raise OSError(REASONS["silent"])
         try:
-            error = connection.recv()
+            failure = connection.recv()
         except (EOFError, OSError):
             time.sleep(POLL_S)  # the signal that ended it may be on its way to this process too
             check()
             raise OSError(REASONS[self._fate(process)]) from None
-        if error is not None:
-            raise error
+        if failure:
+            error, origin = failure
+            raise error from RuntimeError(f"in a process that prepares pairs:\n{origin}")
         batch = torch.from_numpy(self.room[self.taken % self.n_slots])
         self.taken += 1
         return batch
@@ -187,10 +189,23 @@ def _work(
             slot, keys = connection.recv()
         except (EOFError, OSError):
             return
-        error = None
+        failure = None
         try:
             room[slot] = dataset.__getitems__(keys).numpy()
-        except (BadPictures, OSError, MemoryError) as raised:
-            error = raised  # raised over there, it needs no traceback of this process
+        except Exception as error:
+            failure = _sendable(error)
         with suppress(BrokenPipeError):
-            connection.send(error)
+            connection.send(failure)
+
+
+def _sendable(error: Exception) -> tuple[Exception, str]:
+    """Return an error as another process can raise it, and its traceback.
+
+    An error that cannot be pickled becomes one in words.
+    """
+    origin = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error's own methods may raise anything
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return error, origin

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -15,9 +16,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib.format import dtype_to_descr, open_memmap, write_array_header_1_0
 
-from machine.disk import check_space, is_full, reason_of, remove_drafts, whole_file
+from machine.disk import (
+    check_space,
+    is_full,
+    reason_of,
+    remove_drafts,
+    sealed,
+    unsealed,
+    whole_file,
+)
 from machine.progress import progress
 from pictures.decode import BadPictures, PictureError
+from pictures.folders import state_of
 from pictures.jobs import ahead
 from pictures.layouts import Pair
 from pictures.pairs import (
@@ -35,27 +45,19 @@ from pictures.sides import Kind, common_dtype
 
 N_THREADS = min(8, os.cpu_count() or 1)
 Read = tuple[np.ndarray, bool, str]  # a pair, whether any of it was transparent, hash of its files
-FORMAT = 6  # to be raised when what is stored changes for the same pairs and preparation
+FORMAT = 7  # to be raised when what is stored changes for the same pairs and preparation
 
 
 class PairCache:
-    """The arrays of all pairs: end to end in KEY.npy, with an index in KEY.json.
+    """A PairStore of all pairs: end to end in KEY.npy, with an index in KEY.json.
 
     If they would take more than the limit, there is the index alone, which spares later runs the
     checks, and a pair is decoded whenever it is read.
 
     Args:
-        pairs: The pairs.
-        preparation: What to make of them, where to keep it, and whether to leave out pairs that cannot
-            be used, as long as any can.
-
-    Attributes:
-        pairs: The pairs that can be used, in the order given.
-        sizes: Original (height, width) of the input, per pair.
-        contents: A hash of the files, by the pair's key.
-        looked_at: The numbers of all pairs.
-        kinds: What the inputs are, and the targets.
-        notes: Remarks for the user; the one on pairs left out lists them below it.
+        pairs: The pairs; those that cannot be used are left out where on_bad_picture says so, as
+            long as any can.
+        preparation: What to make of them, and where to keep it.
 
     Raises:
         BadPictures: Naming every pair that cannot be used.
@@ -85,6 +87,8 @@ class PairCache:
         self.looked_at = range(len(self.pairs))
         self.shapes = [tuple(shape) for shape in index["shapes"]]
         self.starts = [0, *accumulate(map(math.prod, self.shapes))]
+        self.checksums: list[int] = index["checksums"]
+        self._sound: set[int] = set()  # pairs whose checksum has been compared
         self.is_stored = self._pixels is not None
         self.notes: list[str] = []
         if bad.errors:
@@ -117,12 +121,21 @@ class PairCache:
             try:
                 self._pixels = np.asarray(open_memmap(self.path, mode="r"))
             except (OSError, ValueError) as error:
-                raise OSError(
-                    f"the picture cache {self.path} was removed or cannot be read any more "
-                    f"({reason_of(error)}). Give the same command again to have it made anew"
-                ) from error
+                why = f"was removed or cannot be read any more ({reason_of(error)})"
+                raise self._lost(why) from error
         array = self._pixels[self.starts[index] : self.starts[index + 1]]
+        if index not in self._sound:
+            if zlib.crc32(array) != self.checksums[index]:
+                raise self._lost(f"is damaged ({self.pairs[index].name} is not what was written)")
+            self._sound.add(index)
         return array.reshape(self.shapes[index])
+
+    def _lost(self, why: str) -> OSError:
+        """Return the error on arrays that cannot be used, and have the next run make them anew."""
+        with contextlib.suppress(OSError):
+            self.path.with_suffix(".json").unlink(missing_ok=True)
+        advice = "Give the same command again to have it made anew"
+        return OSError(f"the picture cache {self.path} {why}. {advice}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapping out: pickled it would be copied, a worker opens the file itself."""
@@ -131,24 +144,15 @@ class PairCache:
 
 def _key(pairs: Sequence[Pair], preparation: Preparation) -> str:
     """Hash everything that the arrays follow from."""
-    files = [_facts(file) for pair in pairs for file in pair.files]
+    files = [state_of(file) for pair in pairs for file in pair.files]
     facts = {"format": FORMAT, "preparation": preparation.of_the_arrays, "files": files}
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
-def _facts(file: Path) -> tuple[str, int, int, int]:
-    try:
-        stat = file.stat()
-    except OSError:
-        return str(file.absolute()), -1, -1, -1  # reading its header will say what is wrong
-    return str(file.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_mode
-
-
 def _load(path: Path) -> tuple[dict[str, Any] | None, np.ndarray | None]:
     """Return the index and the pixels of all pairs, mapped; None for what is missing or damaged."""
-    try:
-        index = json.loads(path.with_suffix(".json").read_bytes())
-    except (OSError, ValueError):
+    index = unsealed(path.with_suffix(".json"))
+    if index is None:
         return None, None
     try:
         pixels = np.asarray(open_memmap(path, mode="r"))
@@ -197,7 +201,7 @@ def _build(path: Path, pairs: Sequence[Pair], preparation: Preparation) -> None:
             index = {"kinds": kinds, "n_bytes": n_bytes} | _write(file, headers, pictures)
             if index["bad"] and preparation.on_bad_picture == "stop":
                 raise _bad_pictures(index, len(pairs))
-        draft.write_text(json.dumps(index))
+        draft.write_text(sealed(index))
 
 
 def _fitting(
@@ -218,7 +222,8 @@ def _write(
     pictures: Iterator[Read | PictureError],
 ) -> dict[str, Any]:
     """Write the arrays that could be read, if to a file, and say which, and why others not."""
-    found: dict[str, list] = {name: [] for name in ("good", "sizes", "contents", "shapes", "bad")}
+    names = ("good", "sizes", "contents", "shapes", "checksums", "bad")
+    found: dict[str, list] = {name: [] for name in names}
     n_transparent = 0
     for number, (header, picture) in enumerate(zip(headers, pictures, strict=True)):
         if isinstance(picture, PictureError):
@@ -230,6 +235,7 @@ def _write(
         found["good"].append(number)
         found["contents"].append(content)
         found["shapes"].append(array.shape)
+        found["checksums"].append(zlib.crc32(array))
         found["sizes"].append((header.height, header.width))
         if file:
             file.write(array.data)

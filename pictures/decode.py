@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pictures.folders import listed
 from pictures.formats import FILL, Raw, UnusableError, opened_raw, raw_array, raw_image
 from pictures.palettes import painted
 from pictures.sides import OWN_RANGES, Kind
+
+MAX_PIXELS = 178_956_970  # as Pillow allows, against files that are made to fill the memory
 
 
 class PictureError(ValueError):
@@ -75,7 +77,7 @@ class Reading(NamedTuple):
     labels: bool = False
     """Whether they are label pictures, whose numbers and palettes stand for classes."""
     max_pixels: int | None = None
-    """Pixels of the largest picture; None is Pillow's limit, against files made to fill memory."""
+    """Pixels of the largest picture; None: MAX_PIXELS."""
 
 
 PLAIN = Reading()
@@ -162,12 +164,11 @@ def decode(
 @contextlib.contextmanager
 def _opened(path: Path, reading: Reading) -> Iterator[Raw]:
     """Open a picture; whatever goes wrong with it, in here or in the block, is a PictureError."""
-    if reading.max_pixels:
-        Image.MAX_IMAGE_PIXELS = reading.max_pixels  # Pillow has no other place for it
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise PictureError({path: "not a plain file"})  # a pipe would be waited for
         with opened_raw(path, reading.labels) as raw:
+            _check_size(raw, reading.max_pixels or MAX_PIXELS)
             yield raw
     except PictureError:
         raise
@@ -177,19 +178,24 @@ def _opened(path: Path, reading: Reading) -> Iterator[Raw]:
         raise PictureError({path: _reason(path, error)}) from error
 
 
+def _check_size(raw: Raw, max_pixels: int) -> None:
+    if raw.height * raw.width > max_pixels:
+        raise UnusableError(
+            f"its {raw.width}x{raw.height} pixels are more than {max_pixels / 1e6:.4g} million; "
+            "shrink it, or raise max_pixels if it is meant"
+        )
+
+
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "a broken link" if path.is_symlink() else "it does not exist any more"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if isinstance(error, Image.DecompressionBombError):
-        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        return f"more than {most} million pixels; shrink it, or raise max_pixels if it is meant"
     if path.stat().st_size == 0:
         return "an empty file (0 bytes)"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not a PNG, JPEG, WebP, TIFF, BMP or NumPy picture, or cut short"
-    return f"it cannot be decoded ({error or type(error).__name__})"
+    return f"it cannot be decoded ({str(error) or type(error).__name__})"
 
 
 def _header_of(raw: Raw, reading: Reading) -> Header:

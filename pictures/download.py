@@ -16,6 +16,7 @@ from urllib.request import urlopen
 from machine.disk import check_space, reason_of, whole_folder
 from machine.progress import progress
 from pictures.folders import SUFFIXES
+from pictures.tars import headers_in
 
 ARCHIVES = ("facades", "maps", "cityscapes", "edges2shoes", "edges2handbags", "night2day")
 KAGGLE = "https://www.kaggle.com/datasets/vikramtiwari/pix2pix-dataset"
@@ -96,7 +97,7 @@ def _unpack(archive: BinaryIO, folder: Path, name: str) -> None:
         kind = "a web page" if head.lstrip().startswith(b"<") else kind
         raise ValueError(f"the file is {kind}, not a gzip-compressed tar archive")
     with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-        members = list(progress(tar, desc="checking", unit="file", leave=False))
+        members = list(progress(headers_in(tar), desc="checking", unit="file", leave=False))
         _check_members(members)
         _check_end(stream)
         check_space(folder.parent, sum(member.size for member in members))

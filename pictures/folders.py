@@ -121,6 +121,25 @@ def entries(folder: Path) -> list[Path]:
     return [folder / n for n in sorted(shown, key=lambda n: (normal_name(n).casefold(), n))]
 
 
+def identity(path: Path) -> object:
+    """Return what all links to a file have in common."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return path  # reading it will say what is wrong
+    return (stat.st_dev, stat.st_ino) if stat.st_ino else path  # some systems number no files
+
+
+def state_of(path: Path) -> tuple[str, int, int, int]:
+    """Return a file's absolute path and numbers that change when the file does."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return str(path.absolute()), -1, -1, -1  # reading it will say what is wrong
+    # The last one also tells of a file that another of the same size and time has replaced.
+    return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def shortened(items: Sequence[str], most: int = 20) -> list[str]:
     """Return ``items``, or the first ones of many and how many are left."""
     left = len(items) - most

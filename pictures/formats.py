@@ -3,16 +3,17 @@
 import contextlib
 import io
 import logging
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from pictures.tars import Member
 
@@ -24,6 +25,7 @@ NO_DATA = 42113  # where GDAL says which number stands for "not measured"
 WITH_ALPHA = (2, 4)  # channels: grey or colour, and opacity
 FILL = "Pictures with missing numbers: fill these in, or leave the pictures out"
 KEPT = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16", "int8": "int16", "int16": "int16"}
+LARGE_TILE = 1 << 24  # pixels; a larger tile than that is not due to a small picture's padding
 REDUCED_OR_MASK = 1 | 4  # what a page of a TIFF may be beside the picture
 # Colours that a TIFF may have in place of RGB, as Pillow calls them.
 COLOURS = {"SEPARATED": "CMYK", "YCBCR": "YCbCr", "CIELAB": "LAB"}
@@ -82,11 +84,33 @@ def opened_raw(path: Path | Member, labels: bool = False) -> Iterator[Raw]:
             with tifffile.TiffFile(file) as tiff:
                 yield raw_tiff(tiff, labels)
         else:
-            with Image.open(file, formats=FORMATS) as image:
+            with opened_image(file) as image:
                 yield raw_image(image, labels)
 
 
 # --- Pillow: PNG, JPEG, WebP, BMP ---
+def opened_image(file: BinaryIO) -> Image.Image:
+    """Open a file as Image.open does, but for its limit of pixels, which is one for all threads.
+
+    Raises:
+        UnidentifiedImageError: It is of none of FORMATS, or its first bytes are damaged.
+    """
+    Image.init()
+    start = file.read(16)
+    file.seek(0)
+    for factory, accepts in (Image.OPEN[name] for name in FORMATS):
+        if accepts(start) is True:
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                raise UnidentifiedImageError(str(error)) from error
+            except Image.DecompressionBombError as error:  # WebP alone still asks for that limit
+                raise UnusableError(
+                    "more pixels than Pillow reads of WebP; save it as PNG"
+                ) from error
+    raise UnidentifiedImageError("its first bytes are of no known format")
+
+
 def raw_image(image: Image.Image, labels: bool = False) -> Raw:
     """Return a picture that Pillow has opened."""
     # What many phones write as .jpg is an MPO: the photo first, then a preview or a depth map.
@@ -249,8 +273,11 @@ def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
     Smaller copies and masks, which may stand beside it, are passed over; pages that are its
     channels belong to it.
     """
-    pages = [page for page in tiff.pages if not page.subfiletype & REDUCED_OR_MASK]
+    pages = [page for page in _pages_of(tiff) if not page.subfiletype & REDUCED_OR_MASK]
     first, series = pages[0].aspage(), tiff.series[0]
+    if first.is_tiled and first.tilewidth * first.tilelength > max(LARGE_TILE, 4 * first.size):
+        tile = f"{first.tilewidth}x{first.tilelength}"
+        raise UnusableError(f"tiles of {tile} for a picture of {first.imagewidth} columns")
     # Of a stack that lies in one piece, only the first page may be listed.
     n_pages = max(len(pages), series.size // first.size // len(series.pages))
     if n_pages == 1:
@@ -258,6 +285,16 @@ def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
     if len(series.pages) != len(pages) or set(series.axes) & set("ZTI") or series.ndim != 3:
         raise UnusableError(f"a stack of {n_pages} pictures")
     return first, series
+
+
+def _pages_of(tiff: tifffile.TiffFile) -> Iterator[Any]:
+    """Yield the pages, each of which says where in the file the next one is."""
+    seen: set[int] = set()
+    for page in tiff.pages:
+        if page.offset in seen:
+            raise UnusableError("its list of pages leads back to itself")
+        seen.add(page.offset)
+        yield page
 
 
 def _as_seen(pixels: np.ndarray, page: tifffile.TiffPage, labels: bool) -> np.ndarray:

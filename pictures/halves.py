@@ -36,7 +36,8 @@ def check_halves(pairs: Sequence[Pair], preparation: Preparation) -> list[str]:
     """
     if ends := _endings(pairs):
         names = " and ".join(map(repr, ends))
-        raise _single(f"names end in {names}", f"set suffix_a and suffix_b to {names}")
+        settings = " and ".join(repr(f"*{end}" * bool(end)) for end in ends)
+        raise _single(f"names end in {names}", f"set a and b to {settings}")
     if folders := _twin_folders(pairs):
         names = " and ".join(folders)
         raise _single(f"{names} hold the same names", f"set a and b to {names}")

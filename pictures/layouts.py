@@ -2,11 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from pictures.folders import (
     NO_PICTURES,
@@ -16,6 +18,7 @@ from pictures.folders import (
     files_below,
     find_folder,
     folders_below,
+    identity,
     is_picture,
     listed,
     no_pictures,
@@ -98,42 +101,63 @@ class Split:
 
 @dataclass(frozen=True)
 class Named:
-    """What settings name of a layout; what is empty goes by its usual name.
+    """Where A and B pictures are, as the settings ``a`` and ``b`` say; "": where they usually are.
 
     Attributes:
-        train_dir: The training set, absolute or relative to the data set. Its name stands where
-            ``train`` does in the layouts: ``learn`` finds ``learnA`` and ``learnB``, too.
-        val_dir: The validation set, likewise.
-        a: The folders of A pictures by their name, or one folder by its absolute path.
-        b: The folders of B pictures, likewise.
-        suffix_a: What the names of A pictures end in: "_A", or ".jpg" where the types differ.
-        suffix_b: What the names of B pictures end in.
+        a: One of these: the name of the folders of A pictures; the absolute path of one folder; a
+            star and what the names of A pictures end in ("*_A", or "*.jpg" where types differ); or
+            a folder and an ending ("images/*_A").
+        b: The same of B pictures.
     """
 
-    train_dir: str = ""
-    val_dir: str = ""
     a: str = ""
     b: str = ""
-    suffix_a: str = ""
-    suffix_b: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not tell A from B."""
+        if self.a and self.a == self.b:
+            raise ValueError(f"a and b are both {self.a}. Set them to what tells A from B")
+        if len(self.paths) == 1:
+            raise ValueError(
+                f"a is {self.a!r} and b is {self.b!r}: one is the path of a folder. Give the paths "
+                "of both folders, or the names of both"
+            )
 
     @property
-    def suffixes(self) -> tuple[str, ...]:
-        """What the names of both sides end in, if that tells them apart."""
-        return (self.suffix_a, self.suffix_b) if self.suffix_a or self.suffix_b else ()
+    def folders(self) -> tuple[str, ...]:
+        """Names or paths of the folders of A and B, or () where no setting names one."""
+        named = [_folder_and_ending(side)[0] for side in (self.a, self.b)]
+        return (named[0] or "A", named[1] or "B") if any(named) else ()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The folders that are given by their paths: both or none."""
+        return [Path(folder) for folder in self.folders if os.path.isabs(folder)]
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What the names of A and B end in, or () where that does not tell them apart."""
+        endings = tuple(_folder_and_ending(side)[1] for side in (self.a, self.b))
+        return endings if any(endings) else ()
 
     def patterns(self, part: str) -> tuple[str, ...]:
         """Return the patterns by which a part of a set may lie, or a set without parts."""
         two = TWO_FOLDERS if part else ("{side}",)
-        return two if self.a else (*two, ONE_FOLDER)
+        return two if self.folders else (*two, ONE_FOLDER)
 
     @property
     def sought(self) -> str:
         """What pictures are looked for, where that is not the usual."""
-        if self.a:
-            return f" in folders {self.a} and {self.b}"
-        ends = " and ".join(filter(None, self.suffixes))
-        return f" whose names end in {ends}" if ends else ""
+        if self.folders:
+            return f" in folders {' and '.join(self.folders)}"
+        return f" whose names end in {' and '.join(filter(None, self.endings))}" * bool(
+            self.endings
+        )
+
+
+def _folder_and_ending(setting: str) -> tuple[str, str]:
+    folder, star, ending = setting.rpartition("*")
+    return (folder.rstrip("/" + os.sep), ending) if star else (setting, "")
 
 
 class Found(NamedTuple):
@@ -151,7 +175,17 @@ class Found(NamedTuple):
         return (self.a, self.b) if self.b and self.b != self.a else (self.a,)
 
 
-def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **named: str) -> Split:
+def find_pairs(
+    dataset: Path,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    train_dir: str = "",
+    val_dir: str = "",
+    a: str = "",
+    b: str = "",
+    on_bad_picture: str = "stop",
+) -> Split:
     """Find the training and validation pairs below a folder.
 
     Each folder from ``dataset`` to two levels below is looked at for a training set in one of
@@ -160,7 +194,7 @@ def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **nam
 
     - Two folders of pictures that pair up by name, whatever the suffix: ``trainA`` and ``trainB``,
       ``train_A`` and ``train_B``, ``A/train`` and ``B/train``, or ``train/A`` and ``train/B``.
-    - One folder, ``train``, of pictures that hold A left and B right; or, where suffixes are named,
+    - One folder, ``train``, of pictures that hold A left and B right; or, where endings are named,
       of pictures that pair up by name once those are taken off.
 
     Where there is no validation set, or pictures lie in ``A`` and ``B`` or in one folder alone,
@@ -171,35 +205,40 @@ def find_pairs(dataset: Path, *, val_fraction: float = 0.1, seed: int = 0, **nam
         val_fraction: Share of the pairs held out where there is no validation set; at least one
             pair is held out and one kept.
         seed: Chooses which pairs are held out.
-        **named: Fields of ``Named``.
+        train_dir: The training set, absolute or relative to the data set. Its name stands where
+            ``train`` does in the layouts: ``learn`` finds ``learnA`` and ``learnB``, too.
+        val_dir: The validation set, likewise.
+        a: Where A pictures are, as in ``Named``.
+        b: Where B pictures are, likewise.
+        on_bad_picture: Whether a picture without a partner stops, or with "skip" is left out.
 
     Raises:
         OSError: If a folder is missing, is a file, or cannot be read.
         ValueError: If there are no pictures, too few, names that do not pair up, or more than
             one place to choose from.
     """
-    dataset, names = Path(dataset), Named(**named)
-    apart = [Path(side) for side in (names.a, names.b) if os.path.isabs(side)]
-    for folder in apart:
+    dataset, names = Path(dataset), Named(a, b)
+    for folder in names.paths:
         check_folder(folder, "the folder of pictures")
-    if names.train_dir:
-        train, val = _named(dataset, "train_dir", names), None
+    if train_dir:
+        train, val = _named(dataset / train_dir, "train_dir", names), None
     else:
-        if not apart:
+        if not names.paths:
             check_folder(dataset, "the data set")
-        train, val = _look_for(dataset, names, depth=0 if apart else DEPTH)
-    if names.val_dir:
-        val = _named(dataset, "val_dir", names)
-    split = _paired(train, val, names)
+        train, val = _look_for(dataset, names, depth=0 if names.paths else DEPTH)
+    if val_dir:
+        val = _named(dataset / val_dir, "val_dir", names)
+    split = _paired(train, val, names, on_bad_picture)
     split = split if val else _split(split, val_fraction, seed)
-    searched = [] if names.train_dir or apart else [dataset]
+    searched = [] if train_dir or names.paths else [dataset]
     used = [folder for found in (train, val) if found for folder in found.folders]
-    return replace(split, left_out=_left_out(split, used, searched))
+    left_out = [split.left_out, _left_out(split, used, searched)]
+    return replace(split, left_out="\n".join(filter(None, left_out)))
 
 
-def _named(dataset: Path, setting: str, names: Named) -> Found:
+def _named(folder: Path, setting: str, names: Named) -> Found:
     """Return the part of a set that a setting names."""
-    folder = Path(os.path.abspath(dataset / getattr(names, setting)))
+    folder = Path(os.path.abspath(folder))
     found = _sets([folder.parent], folder.name, names)
     if not found:
         check_folder(folder, setting)
@@ -251,14 +290,14 @@ def _sets(roots: Sequence[Path], part: str, names: Named) -> list[Found]:
 
 def _set_at(root: Path, pattern: str, part: str, names: Named) -> Found | None:
     """Return the part of a set that lies in a folder by a pattern, if it does."""
-    sides = names.a or "A", names.b or "B"
+    sides = names.folders or ("A", "B")
     a, b = (find_folder(root, pattern.format(part=part, side=side)) for side in sides)
     if not (a and b):
         return None
     if pattern == ONE_FOLDER:
         # Without parts, every folder that has folders of pictures below it would be a set.
         holds = _directly(a) or (part and pictures_below(a))
-        b = b if names.suffixes else None
+        b = b if names.endings else None
     else:
         holds = pictures_below(a) or pictures_below(b)
     return Found(root, pattern, part, a, b) if holds else None
@@ -268,46 +307,65 @@ def _directly(folder: Path) -> bool:
     return any(map(is_picture, entries(folder)))
 
 
-def _paired(train: Found, val: Found | None, names: Named) -> Split:
+def _paired(train: Found, val: Found | None, names: Named, on_bad_picture: str) -> Split:
     """Return the pairs of both parts, or list every name in either that has no partner."""
     problems: list[str] = []
     train_pairs = _pair_up(train, names, problems)
     val_pairs = _pair_up(val, names, problems) if val else ()
-    if problems:
-        raise unpaired(problems)
-    _check_apart(train_pairs, val_pairs)
-    layout = "side by side" if train.b is None else "two folders"
-    layout = f"names in {' and '.join(names.suffixes)}" if train.a == train.b else layout
-    return Split(train_pairs, val_pairs, layout, train.root)
-
-
-def unpaired(problems: Sequence[str]) -> ValueError:
-    """Return the error on names without a partner, of which ``matched`` gives the lines."""
-    return ValueError(
-        "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
-        "each name on each side, whatever the suffix. Rename, add or remove the ones listed, "
-        "or set suffix_a and suffix_b to what the names of A and B end in"
+    left_out = check_partners(problems, on_bad_picture if train_pairs else "stop")
+    check_apart(
+        {pair.files: pair.key.lower().split("/")[0] in VAL_NAMES for pair in train_pairs},
+        [pair.files for pair in val_pairs],
     )
+    layout = "side by side" if train.b is None else "two folders"
+    layout = f"names in {' and '.join(names.endings)}" if train.a == train.b else layout
+    return Split(train_pairs, val_pairs, layout, train.root, left_out=left_out)
 
 
-def _check_apart(train: Sequence[Pair], val: Sequence[Pair]) -> None:
-    files = {pair.a for pair in val}
-    mixed = [p.key for p in train if p.a in files or p.key.lower().split("/")[0] in VAL_NAMES]
-    if mixed:
+def check_partners(problems: Sequence[str], on_bad_picture: str) -> str:
+    """Refuse names without a partner, or say in a remark for the user that they are left out.
+
+    Args:
+        problems: Lines from ``matched``.
+        on_bad_picture: The setting: stop or skip.
+    """
+    if problems and on_bad_picture == "stop":
         raise ValueError(
-            f"{len(mixed)} pairs to validate on lie in the folder of those to train on: "
-            f"{', '.join(shortened(mixed, most=3))}. Give each a folder of its own, such as train "
-            "and val"
+            "the pictures do not pair up:\n" + "\n".join(problems) + "\nExpected one picture of "
+            "each name on each side, whatever the suffix. Rename, add or remove the ones listed, "
+            'or set a and b to what the names of A and B end in, as in "*_A" and "*_B"'
+        )
+    return "\n".join(["left out, as they do not pair up:", *problems]) if problems else ""
+
+
+def check_apart(
+    train: Mapping[tuple[Path | Member, ...], bool], val: Iterable[tuple[Path | Member, ...]]
+) -> None:
+    """Refuse to train on what is to validate on: scores would be worth nothing.
+
+    Args:
+        train: What is to train on, by its files; and whether it is for validation by its name.
+        val: The files of what is to validate on. Links to the same files are the same.
+    """
+    known = {tuple(map(identity, files)) for files in val}
+    both = [files for files in train if known and tuple(map(identity, files)) in known]
+    named = [files for files, is_val in train.items() if is_val]
+    if mixed := both or (named if len(named) < len(train) else []):
+        names = ", ".join(shortened([str(files[0]) for files in mixed], most=3))
+        raise ValueError(
+            f"{len(mixed)} of {len(train)} to train on are there to validate on: {names}. Keep "
+            "both apart: in folders of their own, as train and val, or in shards of their own, "
+            "as train-0.tar and val-0.tar"
         )
 
 
 def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...]:
     """Return the pairs of a part; names without a partner go to ``problems``."""
-    endings = names.suffixes or ("", "")
+    endings = names.endings or ("", "")
     if found.b is None:
         sides = by_name(_below(found.a), [""])
     elif found.b.samefile(found.a):
-        if not names.suffixes:
+        if not names.endings:
             raise ValueError(f"A and B are the same folder, {found.a}. Name two folders")
         sides = by_name(_below(found.a), endings)
     else:
@@ -361,7 +419,7 @@ def matched(
     Returns:
         Pairs; and a line for each place with files that have no partner, or more than one.
     """
-    problems = []
+    problems: list[str] = []
     for place, here, there in zip(places, sides, sides[::-1], strict=False):
         alone = [files[0].as_posix() for name, files in here.items() if name not in there]
         double = [
@@ -373,7 +431,8 @@ def matched(
             if files:
                 problems.append(f"  {what} in {place}: {', '.join(shortened(files))}")
     ours, theirs = sides[0], sides[-1]
-    return [(a, theirs[name][0]) for name, (a, *_) in ours.items() if name in theirs], problems
+    both = [(files, theirs[name]) for name, files in ours.items() if name in theirs]
+    return [(a[0], b[0]) for a, b in both if len(a) == len(b) == 1], problems
 
 
 def _left_out(split: Split, used: Sequence[Path], searched: Sequence[Path]) -> str:
@@ -387,27 +446,44 @@ def _left_out(split: Split, used: Sequence[Path], searched: Sequence[Path]) -> s
 
 
 def _split(split: Split, val_fraction: float, seed: int) -> Split:
-    pairs = split.train
-    if len(pairs) < 2:
-        raise ValueError(
-            f"{split.root} holds one pair only, and at least two are needed, one of them to "
-            f"validate on. Add pictures, or set train_dir and val_dir to two folders"
-        )
-
-    # Ranking by a hash of the name keeps most of the split when pictures are added later.
-    def rank(pair: Pair) -> bytes:
-        name = f"{seed}/{pair.key}".encode(errors="surrogatepass")
-        return hashlib.blake2b(name).digest()
-
-    n_val = min(max(1, round(len(pairs) * val_fraction)), len(pairs) - 1)
-    held_out = set(sorted(pairs, key=rank)[:n_val])
+    ranks = np.array([rank_of(pair.key) for pair in split.train], np.uint64)
+    numbers = {*hold_out(ranks, val_fraction, seed, split.root).tolist()}
     return replace(
         split,
-        train=tuple(pair for pair in pairs if pair not in held_out),
-        val=tuple(pair for pair in pairs if pair in held_out),
+        train=tuple(pair for n, pair in enumerate(split.train) if n not in numbers),
+        val=tuple(pair for n, pair in enumerate(split.train) if n in numbers),
         held_out=True,
-        layout=f"{split.layout}, {n_val} of {len(pairs)} held out by val_fraction",
+        layout=f"{split.layout}, {len(numbers)} of {len(ranks)} held out by val_fraction",
     )
+
+
+def rank_of(name: str) -> int:
+    """Return a number of 64 bits that follows from a pair's name."""
+    name_bytes = name.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(name_bytes, digest_size=8).digest(), "little")
+
+
+def hold_out(ranks: np.ndarray, val_fraction: float, seed: int, where: Path) -> np.ndarray:
+    """Return the numbers, in order, of the pairs that are held out to validate on.
+
+    Args:
+        ranks: ``rank_of`` of the name of each pair, uint64.
+        val_fraction: Share of the pairs; at least one pair is held out and one kept.
+        seed: Chooses which.
+        where: Where they lie, for the message.
+
+    Raises:
+        ValueError: There are fewer than two pairs.
+    """
+    if len(ranks) < 2:
+        raise ValueError(
+            f"{where} holds one pair only, and at least two are needed, one of them to validate "
+            "on. Add pairs, or set val_dir to where others are"
+        )
+    n_val = min(max(1, round(len(ranks) * val_fraction)), len(ranks) - 1)
+    # Ranks follow from names, so most of the split stays when pairs are added later.
+    shuffled = ranks * np.uint64(rank_of(str(seed)) | 1)
+    return np.sort(np.argpartition(shuffled, n_val - 1)[:n_val])
 
 
 def _folded(name: str) -> str:

@@ -17,13 +17,13 @@ from pictures.sides import Kind, common_dtype, kind_of_all, misfit, to_kind
 MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
 MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk
 SQUARE = 0.05  # how far from square the halves of a side-by-side picture may be
-EDGE = 1 << 16  # bytes at either end of a file that tell it from others
+CHUNK = 1 << 20  # bytes that are read at once
 ALIKE = 0.02  # how far apart the aspect ratios of two files of a pair may be
 
 _ADVICE = (
-    "A side-by-side picture is expected twice as wide as high. Set square_halves to False if its "
-    "halves are equal but not square. If inputs and targets are files of their own, set input_dir "
-    "and target_dir, or a and b, or suffix_a and suffix_b"
+    "A side-by-side picture is expected twice as wide as high. Set check_halves to False if its "
+    "halves are equal but not square. If inputs and targets are files of their own, set a and b to "
+    "their folders or to what their names end in"
 )
 _ALIKE = (
     "All inputs must be of one kind, and all targets: grey and colour, or 8 and 16 bits, are "
@@ -50,7 +50,7 @@ class Preparation:
     alpha: str
     keep_aspect: bool
     nearest: str
-    square_halves: bool
+    check_halves: bool
     max_pixels: int | None
     on_bad_picture: str
     cache_dir: str
@@ -213,15 +213,14 @@ def cut(picture: Picture, half: int) -> Picture:
 
 
 def content_of(pair: Pair) -> str:
-    """Return a short hash of a pair's files, by their sizes, beginnings and ends."""
+    """Return a short hash of the sizes and contents of a pair's files."""
     digest = hashlib.blake2b(digest_size=8)
     for path in pair.files:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(size.to_bytes(8, "little"))
-            for start in (0, max(EDGE, size - EDGE)):
-                file.seek(start)
-                digest.update(file.read(EDGE))
+            digest.update(file.seek(0, os.SEEK_END).to_bytes(8, "little"))
+            file.seek(0)
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -232,7 +231,7 @@ def _half(pair: Pair, whole: Header, preparation: Preparation) -> Header:
         reason = f"{looks} has an odd width, so it has no two equal halves{_looks_like(whole)}"
         raise PictureError({pair.a: reason}, _ADVICE)
     half = replace(whole, width=whole.width // 2)
-    if preparation.square_halves and abs(_aspect(half) - 1) > SQUARE:
+    if preparation.check_halves and abs(_aspect(half) - 1) > SQUARE:
         raise PictureError(
             {pair.a: f"{looks} is not that of two squares side by side{_looks_like(whole)}"},
             _ADVICE,

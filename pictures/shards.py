@@ -8,45 +8,42 @@ import hashlib
 import json
 import os
 import re
-import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from machine.disk import reason_of, whole_file
+from machine.disk import reason_of, sealed, unsealed, whole_file
 from machine.progress import progress
-from pictures.decode import BadPictures, PictureError
-from pictures.folders import NO_PICTURES, SUFFIXES, normal_name, shortened
-from pictures.layouts import VAL_NAMES, ByName, Named, Pair, Split, by_name, matched, unpaired
-from pictures.pairs import (
-    Kinds,
-    PairHeader,
-    Preparation,
-    check_kinds,
-    check_pair,
-    content_of,
-    read_pair,
-    settle_kinds,
+from pictures.folders import NO_PICTURES, SUFFIXES, normal_name, shortened, state_of
+from pictures.layouts import (
+    VAL_NAMES,
+    ByName,
+    Named,
+    Pair,
+    Split,
+    by_name,
+    check_apart,
+    check_partners,
+    hold_out,
+    matched,
+    rank_of,
 )
-from pictures.tars import RANGE, Member, find_shards, members_of
+from pictures.tars import LINKS, RANGE, Member, find_shards, members_of
 
-ENDS = (
-    ".a",
-    ".b",
-)  # of the names of both sides, as in WebDataset: 0001.a.jpg and 0001.b.png
+ENDS = (".a", ".b")  # of the names of both sides, as in WebDataset: 0001.a.jpg and 0001.b.png
 # Of a pair: the number of its shard, where A and B begin in it (at one byte if they lie side by
 # side), and a number that follows from its name, by which pairs are held out.
 ROW = np.dtype([("shard", "<u4"), ("a", "<u8"), ("b", "<u8"), ("rank", "<u8")])
 VAL_SHARD = re.compile(rf"(?<![a-z])({'|'.join(VAL_NAMES)})(?![a-z])", re.IGNORECASE)
-FORMAT = 1  # to be raised when the index of the same shards changes
-LOOKED_AT = 256  # pairs that tell what all are
-MOST_BAD = 100  # pairs in a row that are passed over
+FORMAT = 2  # to be raised when the index of the same shards changes
+SAMPLE, SAMPLED_EVERY = 1 << 16, 1 << 24  # bytes of a shard that its hash is made of
 
 
 class ShardedPairs(Sequence[Pair]):
@@ -55,12 +52,17 @@ class ShardedPairs(Sequence[Pair]):
     Args:
         shards: Absolute paths.
         index: File of a ROW for each pair.
-        held_out: Numbers, in order, of those that do not belong to these.
+        contents: A hash of each shard by its name, in the order of the shards.
+        held_out: Rows, in order, that do not belong to these.
     """
 
-    def __init__(self, shards: Sequence[Path], index: Path, held_out: np.ndarray) -> None:
-        self.shards, self.index, self.held_out = tuple(shards), index, held_out
+    def __init__(
+        self, shards: Sequence[Path], index: Path, contents: dict[str, str], held_out: np.ndarray
+    ) -> None:
+        self.shards, self.index, self.contents = tuple(shards), index, contents
+        self.held_out = held_out
         self.rows = open_memmap(index, mode="r")
+        self.names = [name.removesuffix(".tar") for name in contents]
 
     def __len__(self) -> int:
         """Count the pairs."""
@@ -75,23 +77,25 @@ class ShardedPairs(Sequence[Pair]):
         numbers = range(len(self))[number]
         if isinstance(number, slice):
             return tuple(self[one] for one in numbers)
-        # Before each that is held out so many are left as its number, less those held out earlier.
-        left = self.held_out - np.arange(len(self.held_out))
-        return _pair(self.shards, self.rows[numbers + np.searchsorted(left, numbers, "right")])
+        # So many of these pairs stand before each row that is held out.
+        before = self.held_out - np.arange(len(self.held_out))
+        return self.pair_at(numbers + int(np.searchsorted(before, numbers, "right")))
+
+    def pair_at(self, row: int) -> Pair:
+        """Return the pair of a row of the index."""
+        shard, *starts, _ = self.rows[row].tolist()
+        a, b = (Member(self.shards[shard], start) for start in starts)
+        folder = PurePosixPath(self.names[shard], a.path.parent).as_posix()
+        return Pair(a, None if a == b else b, folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapping out: pickled it would be copied, a worker opens the file itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "rows"}
+        names = ("shards", "index", "contents", "held_out")
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the index again."""
         self.__init__(**state)
-
-
-def _pair(shards: Sequence[Path], row: np.void) -> Pair:
-    shard = shards[row["shard"]]
-    a, b = (Member(shard, int(row[side])) for side in ("a", "b"))
-    return Pair(a, None if a == b else b, PurePosixPath(shard.stem, a.path.parent).as_posix())
 
 
 # --- Finding them ---
@@ -102,7 +106,9 @@ def find_sharded(
     val_fraction: float,
     seed: int,
     cache_dir: str,
-    **named: str,
+    a: str = "",
+    b: str = "",
+    on_bad_picture: str = "stop",
 ) -> Split:
     """Find the pairs in shards.
 
@@ -117,30 +123,37 @@ def find_sharded(
         val_fraction: Share of the pairs held out; at least one is, and one kept.
         seed: Chooses which.
         cache_dir: Where the index is kept.
-        **named: Fields of ``Named``.
+        a: Where A pictures are, as in ``Named``, but for paths.
+        b: Where B pictures are, likewise.
+        on_bad_picture: Whether a picture without a partner stops, or with "skip" is left out.
 
     Raises:
         OSError: Shards are missing or cannot be read, or the index cannot be written.
         ValueError: A shard is damaged; or holds no pictures, or such that do not pair up.
     """
-    indexed = partial(_indexed, names=Named(**named), folder=Path(cache_dir))
+    names = Named(a, b)
+    if names.paths:
+        raise ValueError(
+            f"{pattern} are shards, and a and b are paths of folders beside them. Give the names "
+            "that folders have within the shards, or what names end in"
+        )
+    opened = partial(_opened, names=names, folder=Path(cache_dir), on_bad_picture=on_bad_picture)
     shards = find_shards(pattern)
     vals = find_shards(val) if val else _val_shards(pattern)
-    _check_apart(shards, vals)
-    index, left_out = indexed(shards)
-    rows = open_memmap(index, mode="r")
-    layout = "side by side" if rows["a"][0] == rows["b"][0] else "two files each"
+    by_name = {(shard,): bool(VAL_SHARD.search(shard.stem)) for shard in shards}
+    check_apart(by_name, [(shard,) for shard in vals])
+    train, left_out = opened(shards)
+    layout = "side by side" if train[0].b is None else "two files each"
     layout = f"{layout}, in {len(shards)} shard{'s' * (len(shards) > 1)}"
     if vals:
-        val_index, left_out_too = indexed(vals)
-        val_pairs, held_out = ShardedPairs(vals, val_index, np.arange(0))[:], np.arange(0)
+        all_val, left_out_too = opened(vals)
+        val_pairs = all_val[:]
         left_out = "\n".join(filter(None, (left_out, left_out_too)))
+        _check_alike(train[0], val_pairs[0])
     else:
-        held_out = _held_out(rows["rank"], val_fraction, seed)
-        val_pairs = tuple(_pair(shards, row) for row in rows[held_out])
-        layout = f"{layout}, {len(held_out)} of {len(rows)} held out by val_fraction"
-    train = ShardedPairs(shards, index, held_out)
-    _check_alike(train[0], val_pairs[0])
+        train.held_out = hold_out(train.rows["rank"], val_fraction, seed, shards[0].parent)
+        val_pairs = tuple(map(train.pair_at, train.held_out.tolist()))
+        layout = f"{layout}, {len(val_pairs)} of {len(train.rows)} held out by val_fraction"
     return Split(train, val_pairs, layout, shards[0].parent, not vals, left_out)
 
 
@@ -155,18 +168,6 @@ def _val_shards(pattern: str) -> list[Path]:
     return []
 
 
-def _check_apart(shards: Sequence[Path], vals: Sequence[Path]) -> None:
-    """Refuse to train on shards for validation, as a pattern for all that there are would."""
-    if both := {*shards} & {*vals}:
-        raise ValueError(f"{min(both)} is a shard to train on and to validate on; name it once")
-    named = [shard for shard in shards if VAL_SHARD.search(shard.stem)]
-    if 0 < len(named) < len(shards):
-        raise ValueError(
-            f"{named[0]} is by its name for validation, among shards to train on. Name the latter "
-            "alone, as in train-*.tar"
-        )
-
-
 def _check_alike(train: Pair, val: Pair) -> None:
     if (train.b is None) != (val.b is None):
         raise ValueError(
@@ -175,112 +176,155 @@ def _check_alike(train: Pair, val: Pair) -> None:
         )
 
 
-def _held_out(ranks: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
-    if len(ranks) < 2:
-        raise ValueError(
-            "The shards hold one pair only, and at least two are needed, one of them to validate "
-            "on. Add pairs, or set val_dir to shards of their own"
-        )
-    n_val = min(max(1, round(len(ranks) * val_fraction)), len(ranks) - 1)
-    # Ranks follow from names, so most of the split stays when shards are added later.
-    shuffled = ranks * np.uint64(_number(str(seed)) | 1)
-    return np.sort(np.argpartition(shuffled, n_val - 1)[:n_val])
-
-
-def _number(text: str) -> int:
-    text_bytes = text.encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text_bytes, digest_size=8).digest(), "little")
-
-
 # --- The index ---
-def _indexed(shards: Sequence[Path], names: Named, folder: Path) -> tuple[Path, str]:
-    """Return the index of the pairs in some shards, and what else these hold, in one line."""
-    files = [(str(s), stat.st_size, stat.st_mtime_ns) for s in shards for stat in [s.stat()]]
-    facts = json.dumps({"format": FORMAT, "names": asdict(names), "shards": files})
-    key = hashlib.blake2b(facts.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+class Listed(NamedTuple):
+    """What a shard holds."""
+
+    rows: np.ndarray
+    """A ROW for each pair."""
+    others: Counter[str]
+    """How many files of which kinds are in no pair."""
+    problems: list[str]
+    """Lines on pictures without a partner."""
+    content: str
+    """A hash of it."""
+
+
+def _opened(
+    shards: Sequence[Path], names: Named, folder: Path, on_bad_picture: str
+) -> tuple[ShardedPairs, str]:
+    """Return the pairs in some shards, and remarks for the user on what else these hold."""
+    states = [state_of(shard) for shard in shards]
+    facts = json.dumps({"format": FORMAT, "names": asdict(names), "shards": states})
+    key = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
     index = folder.absolute() / f"{key}.npy"
-    notes = index.with_suffix(".json")  # written last, it makes the index whole
-    if not notes.exists():
-        bar = progress(shards, desc="listing shards", unit="shard", leave=False)
-        # Threads would slow each other down: it is Python's own work.
-        listings = [_listed(number, shard, names) for number, shard in enumerate(bar)]
-        rows, others = np.concatenate([rows for rows, _ in listings]), Counter()
-        for _, more in listings:
-            others.update(more)
-        _check_rows(rows, shards, others)
-        try:
-            with whole_file(index) as draft, draft.open("wb") as file:
+    notes = unsealed(index.with_suffix(".json"))
+    if notes is None or notes["checksum"] != _checksum(index):
+        notes = _write_index(index, shards, names)
+    problems = check_partners(notes["problems"], on_bad_picture)
+    contents = dict(zip(_names_of(shards), notes["contents"], strict=True))
+    pairs = ShardedPairs(shards, index, contents, np.arange(0))
+    others = Counter(notes["others"]).most_common()
+    kinds = ", ".join(shortened([f"{n} {kind}" for kind, n in others], most=6))
+    left_out = f"left out of {shards[0].parent}: {kinds}" if kinds else ""
+    return pairs, "\n".join(filter(None, (left_out, problems)))
+
+
+def _names_of(shards: Sequence[Path]) -> list[str]:
+    """Return their paths as seen from the folder that holds all: a name alone may come twice."""
+    above = os.path.commonpath([shard.parent for shard in shards])
+    return [shard.relative_to(above).as_posix() for shard in shards]
+
+
+def _checksum(index: Path) -> int | None:
+    """Return the checksum of an index; None if it is gone."""
+    try:
+        return zlib.crc32(np.memmap(index, np.uint8, "r"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_index(index: Path, shards: Sequence[Path], names: Named) -> dict[str, Any]:
+    """List all shards in an index; return what else there is to say of them."""
+    bar = progress(shards, desc="listing shards", unit="shard", leave=False)
+    # Threads would slow each other down: it is Python's own work.
+    listings = [_listed(number, shard, names) for number, shard in enumerate(bar)]
+    rows, others = np.concatenate([one.rows for one in listings]), Counter()
+    problems = [line for one in listings for line in one.problems]
+    for one in listings:
+        others.update(one.others)
+    if not len(rows):
+        check_partners(problems, "stop")
+    _check_rows(rows, shards, others)
+    notes = {"others": others, "problems": problems, "contents": [one.content for one in listings]}
+    try:
+        with whole_file(index) as draft:
+            with draft.open("wb") as file:
                 np.save(file, rows)
-            with whole_file(notes) as draft:
-                draft.write_text(json.dumps(others))
-        except OSError as error:
-            raise OSError(
-                f"the index of the shards, {index}, cannot be written: {reason_of(error)}. Set "
-                "cache_dir to a folder of your own"
-            ) from error
-    others = Counter(json.loads(notes.read_text()))
-    left_out = ", ".join(shortened([f"{n} {kind}" for kind, n in others.most_common()], most=6))
-    return index, f"left out of {shards[0].parent}: {left_out}" if left_out else ""
+            notes["checksum"] = _checksum(draft)
+        with whole_file(index.with_suffix(".json")) as draft:  # last: it makes the index whole
+            draft.write_text(sealed(notes))
+    except OSError as error:
+        raise OSError(
+            f"the index of the shards, {index}, cannot be written: {reason_of(error)}. Set "
+            "cache_dir to a folder of your own"
+        ) from error
+    return notes
 
 
-def _listed(number: int, shard: Path, names: Named) -> tuple[np.ndarray, Counter[str]]:
-    """Return the pairs in a shard, and how many files of which kinds are in none."""
+def _listed(number: int, shard: Path, names: Named) -> Listed:
+    """List a shard."""
     starts: dict[PurePosixPath, int] = {}
     others: Counter[str] = Counter()
-    for path, start in members_of(shard):
+    checksums: list[int] = []
+    n_links = 0
+    for path, member in members_of(shard):
+        checksums.append(member.chksum)
         suffix = path.suffix.lower()
-        if start is None:
-            others["linked file(s)"] += 1
+        if member.type in LINKS:
+            n_links += 1
         elif suffix in SUFFIXES:
-            starts[path] = start  # a later one of the same name replaces it, as when unpacked
+            starts[path] = member.offset  # a later one of the same name replaces it, as unpacked
         elif suffix not in NO_PICTURES:
             others[suffix or "without suffix"] += 1
-    _check_part(shard, starts)
+    check_apart({(shard / p,): bool({*p.parent.parts} & {*VAL_NAMES}) for p in starts}, [])
     sides = _sides(starts, names)
     if len(sides) == 1:
         _check_single(shard, starts)
     pairs, problems = matched(sides, [shard] * 2)
-    if problems:
-        raise unpaired(problems)
+    if problems and n_links:
+        problems.append(
+            f"  {n_links} members of {shard} are links, which are not followed; make it with files "
+            "alone (tar --hard-dereference --dereference)"
+        )
     used = {path for pair in pairs for path in pair}
     others.update(path.suffix.lower() for path in starts if path not in used)
+    others["linked file(s)"] += n_links
     others["shard(s) without pairs"] += not pairs
-    ranks = (_number(normal_name(f"{shard.stem}/{a}")) for a, _ in pairs)
+    ranks = (rank_of(normal_name(f"{shard.stem}/{a}")) for a, _ in pairs)
     rows = [(number, starts[a], starts[b], r) for (a, b), r in zip(pairs, ranks, strict=True)]
-    return np.array(rows, ROW), +others
+    return Listed(np.array(rows, ROW), +others, problems, _content_of(shard, checksums))
+
+
+def _content_of(shard: Path, checksums: Sequence[int]) -> str:
+    """Return a hash of a shard: of its headers, its ends and samples between, as it may be large.
+
+    Args:
+        shard: The file.
+        checksums: Those of its headers, which hold the size and time of each member.
+    """
+    digest = hashlib.blake2b(np.array(checksums, "<u4"), digest_size=8)
+    with shard.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for start in (*range(0, size, SAMPLED_EVERY), max(0, size - SAMPLE)):
+            file.seek(start)
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def _sides(paths: Iterable[PurePosixPath], names: Named) -> list[ByName]:
     """Return the files of A and B by their names; one side alone if one file holds both halves."""
-    if names.a:
-        return _by_folder(paths, (names.a, names.b))
-    if names.suffixes:
-        return by_name(paths, names.suffixes)
-    for sides in (by_name(paths, ENDS), _by_folder(paths, ("A", "B"))):
+    if names.folders:
+        return _by_folder(paths, names)
+    if names.endings:
+        return by_name(paths, names.endings)
+    for sides in (by_name(paths, ENDS), _by_folder(paths, Named("A", "B"))):
         if all(sides):
             return sides
     return by_name(paths, [""])
 
 
-def _by_folder(paths: Iterable[PurePosixPath], folders: tuple[str, str]) -> list[ByName]:
-    sides: list[ByName] = [{}, {}]
-    for path in paths:
-        for side, folder in zip(sides, folders, strict=True):
-            above = path.parent.parts
-            if folder in above:
-                name = PurePosixPath(*(part for part in above if part != folder), path.stem)
-                side.setdefault(str(name), []).append(path)
+def _by_folder(paths: Iterable[PurePosixPath], names: Named) -> list[ByName]:
+    sides: list[ByName] = []
+    for folder, ending in zip(names.folders, names.endings or ("", ""), strict=True):
+        inside = {
+            PurePosixPath(*(part for part in path.parts if part != folder)): path
+            for path in paths
+            if folder in path.parent.parts
+        }
+        (side,) = by_name(inside, [ending])
+        sides.append({name: [inside[path] for path in found] for name, found in side.items()})
     return sides
-
-
-def _check_part(shard: Path, paths: Iterable[PurePosixPath]) -> None:
-    """Refuse a shard of both training and validation pictures: it would train on the latter."""
-    vals = [bool({*path.parent.parts} & {*VAL_NAMES}) for path in paths]
-    if len({*vals}) > 1:
-        raise ValueError(
-            f"{shard} holds pictures to validate on among others ({' or '.join(VAL_NAMES)} is a "
-            "folder in it). Make shards of either, or unpack it and give the folder"
-        )
 
 
 def _check_single(shard: Path, paths: Iterable[PurePosixPath]) -> None:
@@ -292,8 +336,8 @@ def _check_single(shard: Path, paths: Iterable[PurePosixPath]) -> None:
     if more:
         raise ValueError(
             f"In {shard} pictures have a name in common: {', '.join(shortened(more[0], most=4))}. "
-            "If they are the sides of pairs, set suffix_a and suffix_b to what tells them apart, "
-            "such as .photo and .map"
+            "If they are the sides of pairs, set a and b to what tells them apart, such as "
+            '"*.photo" and "*.map"'
         )
 
 
@@ -311,74 +355,3 @@ def _check_rows(rows: np.ndarray, shards: Sequence[Path], others: Counter[str]) 
             f"One file holds both halves in {ways[0]}, and each has its own in {ways[1]}. Make all "
             "shards in one way"
         )
-
-
-# --- Reading them ---
-class PairsInShards:
-    """The arrays of pairs in shards, each decoded whenever it is read.
-
-    Some pairs, spread over all, tell what the pictures are; the others are checked when they are
-    read.
-
-    Args:
-        pairs: The pairs.
-        preparation: What to make of them; a pair that cannot be used stops, or the next one that can be
-            stands for it.
-
-    Attributes:
-        pairs: As given.
-        looked_at: Numbers of those that were looked at.
-        sizes: Original (height, width) of the input, of these.
-        contents: A hash of each shard by its name.
-        kinds: What the inputs are, and the targets.
-        notes: Remarks for the user.
-
-    Raises:
-        BadPictures: Naming those among these that cannot be used.
-    """
-
-    def __init__(self, pairs: ShardedPairs, preparation: Preparation) -> None:
-        self.pairs, self.preparation = pairs, preparation
-        self.looked_at = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
-        headers: list[PairHeader] = []
-        bad: list[PictureError] = []
-        for number in self.looked_at:
-            try:
-                headers.append(check_pair(pairs[number], preparation))
-            except PictureError as error:
-                bad.append(error)
-        if bad and (preparation.on_bad_picture == "stop" or not headers):
-            raise BadPictures(bad, len(self.looked_at))
-        self.kinds: Kinds = settle_kinds(headers, preparation)
-        self.sizes = [(header.height, header.width) for header in headers]
-        self.contents = {shard.name: content_of(Pair(shard)) for shard in pairs.shards}
-        self.notes = [
-            f"pairs in shards are decoded on the fly; {len(self.looked_at)} of {len(pairs)} were "
-            "looked at, each other one is checked when its turn comes"
-        ]
-        self._told: set[int] = set()
-
-    def read(self, number: int) -> np.ndarray:
-        """Return a pair as an array (height, width, channels).
-
-        Raises:
-            BadPictures: It cannot be used.
-        """
-        bad: list[PictureError] = []
-        for other in range(number, number + MOST_BAD):
-            pair = self.pairs[other % len(self.pairs)]
-            try:
-                check_kinds(pair, check_pair(pair, self.preparation), self.kinds, self.preparation)
-                return read_pair(pair, self.preparation, self.kinds)[0]
-            except PictureError as error:
-                bad.append(error)
-            if self.preparation.on_bad_picture == "stop":
-                break
-            self._tell(other, bad[-1])
-        raise BadPictures(bad, len(self.pairs)) from bad[-1]
-
-    def _tell(self, number: int, error: PictureError) -> None:
-        """Say once, whichever process meets it, that a pair is left out."""
-        if number not in self._told:
-            self._told.add(number)
-            print(f"\nleft out, the next pair stands for it:\n{error}", file=sys.__stderr__)

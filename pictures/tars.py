@@ -14,10 +14,14 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from pictures.folders import listed, normal_name
+from pictures.folders import identity, listed, normal_name
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # of two letters and more, so no drive
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2|txz)$", re.IGNORECASE)
+# What compressed files begin with, whatever they are called.
+COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\3\4")
+MOST_SHARDS = 1_000_000  # that a pattern may number
 PADDING = 1 << 20  # bytes after its end that a tar file may be filled up with
 LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 
@@ -98,13 +102,15 @@ def find_shards(pattern: str) -> list[Path]:
 
     Raises:
         OSError: Some do not exist.
-        ValueError: They are no tar files, or compressed.
+        ValueError: They are no tar files, or compressed, or not on this computer.
     """
-    if COMPRESSED.search(pattern):
+    if ADDRESS.match(pattern):
         raise ValueError(
-            f"{pattern} names compressed shards, in which nothing can be read by itself. Unpack "
-            "them to plain .tar files; pictures are compressed as they are"
+            f"{pattern} is an address, and shards are local files, which are read at any place. "
+            "Fetch them, or mount where they are as a folder"
         )
+    if COMPRESSED.search(pattern):
+        raise _compressed(pattern)
     if not is_shards(pattern):
         raise ValueError(f"{pattern} names no shards. Expected the path of .tar files")
     paths = list(chain.from_iterable(map(_there, _numbered(os.path.abspath(pattern)))))
@@ -117,7 +123,17 @@ def find_shards(pattern: str) -> list[Path]:
             if paths
             else f"There are no shards {pattern}. Give the path of tar files"
         )
-    return [Path(path) for path in dict.fromkeys(paths)]
+    found: dict[object, Path] = {}  # each once, though a link names it again
+    for path in map(Path, paths):
+        found.setdefault(identity(path), path)
+    return [*found.values()]
+
+
+def _compressed(name: object) -> ValueError:
+    return ValueError(
+        f"{name} is compressed, so that nothing in it can be read by itself. Unpack such shards to "
+        "plain .tar files; pictures are compressed as they are"
+    )
 
 
 def _numbered(pattern: str) -> list[str]:
@@ -126,6 +142,8 @@ def _numbered(pattern: str) -> list[str]:
     if not found:
         return [pattern]
     first, last = found.groups()
+    if int(last) - int(first) >= MOST_SHARDS:
+        raise ValueError(f"{pattern} numbers more than {MOST_SHARDS} shards. Give those there are")
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [path for number in numbers for path in _numbered(f"{before}{number}{after}")]
@@ -137,21 +155,24 @@ def _there(pattern: str) -> list[str]:
     return sorted(glob.glob(pattern), key=normal_name)
 
 
-def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, int | None]]:
-    """Yield path and start of each file in a shard that is not hidden; of a link the start is None.
+def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
+    """Yield path and header of each file or link in a shard that is not hidden.
 
     Raises:
         ValueError: It is no tar file, or damaged.
         OSError: It cannot be read.
     """
+    with shard.open("rb") as file:
+        if file.read(6).startswith(COMPRESSIONS):
+            raise _compressed(shard)
     try:
         with tarfile.open(shard, "r:") as tar:
-            while (member := tar.next()) is not None:
+            for member in headers_in(tar):
                 tar.members.clear()  # it would remember all
                 path = PurePosixPath(member.name)
                 is_hidden = any(p.startswith(".") or p == "__MACOSX" for p in path.parts)
                 if not is_hidden and (member.isreg() or member.type in LINKS):
-                    yield path, None if member.type in LINKS else member.offset
+                    yield path, member
             # It stops without a word at a header that is damaged.
             tar.fileobj.seek(tar.offset)
             rest = tar.fileobj.read(PADDING)
@@ -164,3 +185,28 @@ def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, int | None]]:
             f"The shard {shard} is no tar file, or damaged, or several joined ({error}). Copy or "
             "make it again, or leave it out"
         ) from error
+
+
+def headers_in(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the header of each member of an open tar file.
+
+    Raises:
+        tarfile.TarError: It is damaged; or a header gives a size that leads back to itself.
+    """
+    end = -1
+    while (member := _next(tar)) is not None:
+        if member.size < 0 or tar.offset <= end:
+            raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
+        end = tar.offset
+        yield member
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        raise tarfile.ReadError(f"a header makes no sense ({error})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place in the file that cannot be
+            raise
+        raise tarfile.ReadError("a header leads out of the file") from error

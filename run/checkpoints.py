@@ -263,6 +263,7 @@ class Checkpoints:
             move_aside(self.folder, self.results)
         for folder in (self.results, self.folder):
             make_folder(folder)
+        remove_drafts(self.results)
         remove_drafts(self.folder, stale_s=0)  # the lock says that nobody is writing them
         self._check_space(state)
 

@@ -17,8 +17,9 @@ from pictures.halves import check_halves
 from pictures.layouts import Pair, Split, find_pairs
 from pictures.pairs import ROLES, Kinds, Preparation
 from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
-from pictures.shards import LOOKED_AT, find_sharded
+from pictures.shards import find_sharded
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
+from pictures.store import LOOKED_AT
 from pictures.tars import is_shards
 from recipes import is_path, palettes_of
 from samples.heights import draw_heights
@@ -71,6 +72,7 @@ def split_of(config: Config) -> Split:
         if (value := getattr(config, side))
     }
     held_out = {"val_fraction": config.val_fraction, "seed": config.seed}
+    held_out["on_bad_picture"] = config.on_bad_picture
     if is_shards(config.dataset):
         if config.train_dir or is_path(config.a):
             raise ValueError(

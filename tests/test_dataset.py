@@ -24,7 +24,7 @@ from test_pairs import preparation
 import dataset
 from config import Config
 from dataset import PairedImages, epoch_order, normalise, training_loader, validation_loader
-from machine.workers import prepared
+from machine.workers import batches_from_workers
 from pictures import formats
 from pictures.decode import BadPictures
 from pictures.layouts import Pair
@@ -165,7 +165,7 @@ def test_keep_aspect_crops_instead_of_squeezing(
     wide = save(tmp_path / "1.png", np.concatenate([half, half], axis=1))
     high = save(tmp_path / "2.png", noise(100, 80))
     pairs = open_pairs(
-        [wide, high], keep_aspect=True, square_halves=False, cache_limit_gb=limit, flip=False
+        [wide, high], keep_aspect=True, check_halves=False, cache_limit_gb=limit, flip=False
     )
     samples = [pairs[epoch, 0].int() for epoch in range(60)]
     for sample in samples:  # neither squeezed nor parted
@@ -181,7 +181,7 @@ def test_keep_aspect_crops_instead_of_squeezing(
 def test_keep_aspect_validates_on_the_centre(tmp_path: Path, open_pairs: Opener) -> None:
     half = noise(32, 48)
     pair = save(tmp_path / "1.png", np.concatenate([half, half], axis=1))
-    pairs = open_pairs([pair], augment=False, keep_aspect=True, square_halves=False)
+    pairs = open_pairs([pair], augment=False, keep_aspect=True, check_halves=False)
     assert np.array_equal(pairs[0, 0][:3].permute(1, 2, 0).numpy(), half[:, 8:40])
 
 
@@ -223,7 +223,8 @@ def test_samples_do_not_depend_on_workers(
         pytest.skip("Windows cannot fork")
     pairs = open_pairs(draw(tmp_path, 6))
     alone = torch.cat([*load(pairs, n_epochs=2)])
-    monkeypatch.setattr(dataset, "prepared", partial(prepared, method=start_method))
+    fixed = partial(batches_from_workers, method=start_method)
+    monkeypatch.setattr(dataset, "batches_from_workers", fixed)
     shared = torch.cat([*load(pairs, batch_size=2, n_epochs=2, num_workers=2)])
     assert torch.equal(shared, alone)
 
@@ -409,7 +410,7 @@ def forbid_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a picture was opened")
 
-    monkeypatch.setattr(formats.Image, "open", refuse)
+    monkeypatch.setattr(formats, "opened_image", refuse)
 
 
 def test_pictures_are_decoded_once(
@@ -448,6 +449,54 @@ def test_a_changed_picture_is_decoded_anew(tmp_path: Path, open_pairs: Opener) -
     save(pair.a, noise(40, 80, seed=9))
     os.utime(pair.a, ns=(1, 1))
     assert not torch.equal(open_pairs([pair], augment=False)[0, 0], before)
+
+
+@pytest.mark.parametrize("how", ["rewritten", "replaced"])
+def test_a_picture_of_the_same_size_and_time_is_decoded_anew(
+    tmp_path: Path, open_pairs: Opener, how: str
+) -> None:
+    pixels = noise(40, 80)
+    pair = save(tmp_path / "1.bmp", pixels)
+    before, was = open_pairs([pair], augment=False), pair.a.stat()
+    pixels[10:20, 10:20] = 0
+    new = pair.a if how == "rewritten" else tmp_path / "new.bmp"
+    save(new, pixels)
+    os.utime(new, ns=(was.st_atime_ns, was.st_mtime_ns))
+    new.replace(pair.a)
+    assert (pair.a.stat().st_size, pair.a.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    now = open_pairs([pair], augment=False)
+    assert now.contents != before.contents
+    assert not torch.equal(now[0, 0], before[0, 0])
+
+
+def test_pixels_that_are_damaged_in_the_cache_are_not_learned(
+    tmp_path: Path, open_pairs: Opener
+) -> None:
+    drawn = draw(tmp_path, 3)
+    pairs = open_pairs(drawn)
+    before = pairs[0, 2]
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    content = file.read_bytes()
+    file.unlink()  # what is open stays as it is
+    file.write_bytes(content[:-300] + bytes(100) + content[-200:])
+    damaged = open_pairs(drawn)
+    assert torch.equal(damaged[0, 0], pairs[0, 0])
+    with pytest.raises(
+        OSError, match=r"cache .*\.npy is damaged \(002 is not .*same command again"
+    ):
+        damaged[0, 2]
+    assert torch.equal(open_pairs(drawn)[0, 2], before)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"good": [0]}', '"', "\xff"])
+def test_an_index_that_is_none_is_made_anew(
+    tmp_path: Path, open_pairs: Opener, content: str
+) -> None:
+    drawn = draw(tmp_path, 2)
+    before = open_pairs(drawn)[0, 1]
+    (file,) = (tmp_path / "cache").glob("*.json")
+    file.write_text(content, encoding="latin1")
+    assert torch.equal(open_pairs(drawn)[0, 1], before)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
@@ -549,12 +598,13 @@ def test_only_old_leftovers_of_killed_builds_are_removed(
 ) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    (folder / ".1-old.part").touch()
-    (folder / ".1-new.part").touch()
-    os.utime(folder / ".1-old.part", (0, 0))
+    old, new = folder / ".0123abcd-1-a.part", folder / ".0123abcd-1-b.part"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
     open_pairs(draw(tmp_path, 1))
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".npy", ".part"]
-    assert (folder / ".1-new.part").exists()
+    assert new.exists()
 
 
 BUILD = f"""

@@ -90,7 +90,7 @@ def test_16_bit_png_of_older_pillow_keeps_its_depth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "1.png", DEEP)
-    real = Image.open
+    real = formats.opened_image
 
     def as_before_pillow_11(*arguments: Any, **options: Any) -> Image.Image:
         opened = real(*arguments, **options)
@@ -98,7 +98,7 @@ def test_16_bit_png_of_older_pillow_keeps_its_depth(
         image.format = opened.format
         return image
 
-    monkeypatch.setattr(formats.Image, "open", as_before_pillow_11)
+    monkeypatch.setattr(formats, "opened_image", as_before_pillow_11)
     assert np.array_equal(read_picture(path), DEEP[..., None])
 
 
@@ -440,11 +440,77 @@ def test_grey_tiff_of_any_bits_is_read_the_right_way_up(tmp_path: Path) -> None:
         assert (read_picture(path) == expected).all()
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(tmp_path / "1.png", Image.new("L", (2000, 2000)))
-    monkeypatch.setattr(decode.Image, "MAX_IMAGE_PIXELS", 1_500_000)
-    assert reason(path).startswith("more than 3 million pixels; shrink it, or raise max_pixels")
-    assert read_picture(path, max_pixels=4_000_000).shape == (2000, 2000, 1)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "npy"])
+def test_a_picture_of_too_many_pixels_is_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"1.{suffix}"
+    pixels = np.zeros((200, 300), np.uint8)
+    np.save(path, pixels) if suffix == "npy" else saved(path, pixels)
+    # That of another part of the program, which Pillow itself still asks for in WebP.
+    elsewhere = 40_000 if suffix == "webp" else 1000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", elsewhere)
+    assert read_picture(path, max_pixels=60_000).shape[:2] == (200, 300)
+    for read in (read_picture, lambda path, **limit: read_header(path, Reading(**limit))):
+        with pytest.raises(PictureError, match=r"300x200 pixels are more .*raise max_pixels"):
+            read(path, max_pixels=59_999)
+    assert elsewhere == Image.MAX_IMAGE_PIXELS
+    assert read_picture(path).shape[:2] == (200, 300)  # the limit was that of one call
+    monkeypatch.setattr(decode, "MAX_PIXELS", 59_999)
+    assert reason(path).startswith("its 300x200 pixels are more than 0.06 million")
+
+
+def test_a_webp_beyond_the_limit_of_pillow_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "1.webp", COLOUR)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert reason(path) == "more pixels than Pillow reads of WebP; save it as PNG"
+
+
+def ifd_of(content: bytes) -> tuple[int, int]:
+    """Return where the first list of tags of a TIFF begins and ends."""
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    return start, start + 2 + 12 * count
+
+
+@pytest.mark.parametrize("through_another", [False, True])
+def test_a_tiff_whose_pages_go_round_in_a_circle_ends(
+    tmp_path: Path, through_another: bool
+) -> None:
+    tifffile.imwrite(tmp_path / "1.tif", COLOUR, metadata=None)
+    content = bytearray((tmp_path / "1.tif").read_bytes())
+    start, end = ifd_of(content)
+    to_first = struct.pack("<I", start)
+    content[end : end + 4] = struct.pack("<I", len(content)) if through_another else to_first
+    content += (content[start:end] + to_first) * through_another
+    (tmp_path / "1.tif").write_bytes(content)
+    assert reason(tmp_path / "1.tif") == "its list of pages leads back to itself"
+
+
+def test_a_tiff_of_one_huge_tile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "1.tif"
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint8), tile=(64, 64), metadata=None)
+    read_picture(path)
+    content = bytearray(path.read_bytes())
+    start, end = ifd_of(content)
+    for entry in range(start + 2, end, 12):
+        if struct.unpack_from("<H", content, entry)[0] in (322, 323):  # width and length
+            struct.pack_into("<HII", content, entry + 2, 4, 1, 1 << 20)
+    path.write_bytes(content)
+    assert reason(path) == "tiles of 1048576x1048576 for a picture of 64 columns"
+
+
+def test_an_error_without_words_is_named_by_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise EOFError
+
+    path = saved(tmp_path / "1.png", COLOUR)
+    monkeypatch.setattr(formats, "opened_image", fail)
+    assert reason(path) == "it cannot be decoded (EOFError)"
 
 
 @pytest.mark.parametrize(
@@ -505,7 +571,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     path = saved(tmp_path / "1.png", GREY)
-    monkeypatch.setattr(formats.Image, "open", refuse)
+    monkeypatch.setattr(formats, "opened_image", refuse)
     assert reason(path) == "permission denied"
 
 

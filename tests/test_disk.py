@@ -20,6 +20,8 @@ from machine.disk import (
     move_aside,
     reason_of,
     remove_drafts,
+    sealed,
+    unsealed,
     whole_file,
     whole_folder,
 )
@@ -107,32 +109,72 @@ def test_the_folder_of_another_process_is_kept(tmp_path: Path):
     assert listing(tmp_path) == ["set", "set/theirs"]
 
 
+LONG_AGO = time.time() - disk.STALE_S - 9
+OLD, BUSY = ".0123abcd-12-9f.part", ".89ab0000-34-a.part"
+
+
 def test_only_drafts_of_the_dead_are_removed(tmp_path: Path):
-    kept = [".hidden", "a.part", "busy"]
-    for name in (".1-old.part", *kept[:2]):
+    kept = [".hidden", ".thesis-final.part", f"{OLD}2", f"x{OLD}", "a.part"]
+    for name in (OLD, *kept):
         (tmp_path / name).write_text("")
-    for name in (".2-old.part", ".3-busy.part"):
+    for name in (f"{OLD[:-5]}0.part", BUSY):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    long_ago = time.time() - disk.STALE_S - 9
-    for name in (".1-old.part", ".2-old.part", ".2-old.part/file", ".3-busy.part", *kept[:2]):
-        os.utime(tmp_path / name, (long_ago, long_ago))
+    for path in tmp_path.rglob("*"):
+        if path != tmp_path / BUSY / "file":
+            os.utime(path, (LONG_AGO, LONG_AGO))
     remove_drafts(tmp_path)
-    assert listing(tmp_path) == [".3-busy.part", ".3-busy.part/file", ".hidden", "a.part"]
+    assert listing(tmp_path) == sorted([BUSY, f"{BUSY}/file", *kept])
+
+
+def test_in_folders_of_the_user_nothing_is_removed(tmp_path: Path):
+    with whole_folder(tmp_path / "set") as draft:
+        own = draft.name.partition("-")[0] + "-1-1.part"  # an earlier draft of the same folder
+    shutil.rmtree(tmp_path / "set")
+    for name in (OLD, own):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (LONG_AGO, LONG_AGO))
+    make_folder(tmp_path)
+    with whole_file(tmp_path / "file") as draft:
+        draft.touch()
+    assert listing(tmp_path) == sorted(["file", OLD, own])
+    with whole_folder(tmp_path / "set"):
+        pass
+    assert listing(tmp_path) == sorted(["file", "set", OLD])
+
+
+def test_a_full_disk_is_named_with_the_folder(tmp_path: Path):
+    with pytest.raises(OSError, match="/set'") as caught, whole_folder(tmp_path / "set"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "", "null", '{"content": 1}', "[" * 10**5, '{"checksum": 1, "content": 1}']
+)
+def test_what_was_sealed_is_known_by_its_checksum(tmp_path: Path, text: str):
+    path, content = tmp_path / "index.json", {"a": [1, 0.1, None, {"\udcff": True}]}
+    assert unsealed(path) is None
+    path.write_text(sealed(content))
+    assert unsealed(path) == content
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    assert unsealed(path) is None
+    path.write_text(text)
+    assert unsealed(path) is None
 
 
 def test_a_killed_process_leaves_what_the_next_can_remove(tmp_path: Path):
-    code = "import os, pathlib, disk\n"
+    code = "import os, pathlib; from machine import disk\n"
     code += "with disk.whole_file(pathlib.Path('file')) as draft: draft.touch(); os._exit(9)"
-    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=False)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False
+    )
     assert len(listing(tmp_path)) == 1
     remove_drafts(tmp_path, stale_s=0)
     assert listing(tmp_path) == []
 
 
-def test_a_folder_is_made_and_tried_and_tidied(tmp_path: Path):
-    (tmp_path / ".1-old.part").touch()
-    os.utime(tmp_path / ".1-old.part", (0, 0))
+def test_a_folder_is_made_and_tried(tmp_path: Path):
     assert make_folder(tmp_path) == tmp_path
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert listing(tmp_path) == ["a", "a/b"]
@@ -195,7 +237,7 @@ def test_reasons_are_short():
 )
 def test_torch_on_a_disk_that_is_really_full(tmp_path: Path):
     code = (
-        "import pathlib, torch, disk\n"
+        "import pathlib, torch; from machine import disk\n"
         "path = pathlib.Path('small/new.pt')\n"
         "try:\n"
         "    with disk.whole_file(path) as draft: torch.save(torch.zeros(10**6), draft)\n"

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     return info
+
+
+def sized(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """An archive whose second member claims a size."""
+    info = member("maps/2.jpg", kind)
+    info.size = size
+    first = gzip.decompress(tar_gz("maps/1.jpg", blocks=0))
+    return gzip.compress(first + info.tobuf(tarfile.GNU_FORMAT) + bytes(4096), mtime=0)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -252,6 +261,9 @@ def test_an_address_that_makes_no_sense(address: str):
             gzip.compress(gzip.decompress(tar_gz("1.jpg", blocks=0)) + b"?" * 1024, mtime=0),
             "damaged or cut short",
         ),
+        (sized(-512), "damaged or cut short"),
+        (sized(2**62), "damaged or cut short"),
+        (sized(-512, tarfile.GNUTYPE_LONGNAME), "damaged or cut short"),
         (tar_gz("maps/readme.txt"), "no pictures"),
         (tar_gz(member("maps/1.jpg", tarfile.DIRTYPE)), "no pictures"),
         (tar_gz(), "no pictures"),
@@ -393,15 +405,18 @@ def test_ctrl_c_while_unpacking(server: Server, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_killed_run_left_is_no_hindrance(server: Server):
-    for name, hours in (("old", 25), ("fresh", 0), ("busy", 25)):
-        folder = Path(f"data/.1234-{name}.part")
+    own = f".{zlib.crc32(b'maps'):08x}"
+    old, fresh, busy = (f"{own}-{end}.part" for end in ("1-a", "1-b", "2-c"))
+    theirs = ".0123abcd-1-a.part"
+    for name, hours in ((old, 25), (fresh, 0), (busy, 25), (theirs, 25)):
+        folder = Path("data", name)
         folder.mkdir(parents=True)
         (folder / "maps.tar.gz").write_bytes(b"half")
         past = time.time() - hours * 3600
-        os.utime(folder / "maps.tar.gz", (past, past) if name == "old" else None)
+        os.utime(folder / "maps.tar.gz", None if name == busy else (past, past))
         os.utime(folder, (past, past))
     fetch("maps", mirror=server.mirror)
-    assert sorted(os.listdir("data")) == [".1234-busy.part", ".1234-fresh.part", "maps"]
+    assert sorted(os.listdir("data")) == sorted([busy, fresh, theirs, "maps"])
 
 
 def test_two_at_once(server: Server):

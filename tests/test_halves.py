@@ -72,10 +72,10 @@ def test_blank_and_broken_pictures_say_nothing(tmp_path: Path):
 def test_a_gutter_is_noticed_and_a_frame_is_none(halves: dict, tmp_path: Path):
     parts = list(zip(halves["photo"], halves["map"], strict=True))
     pairs = saved(tmp_path / "gutter", (np.hstack([a, WHITE, b]) for a, b in parts))
-    (note,) = check_halves(pairs, preparation(square_halves=False))
+    (note,) = check_halves(pairs, preparation(check_halves=False))
     assert "a gutter of 6 px lies between the halves" in note
     framed = (np.hstack([WHITE, a, WHITE, WHITE, b, WHITE]) for a, b in parts)
-    assert not check_halves(saved(tmp_path / "frame", framed), preparation(square_halves=False))
+    assert not check_halves(saved(tmp_path / "frame", framed), preparation(check_halves=False))
 
 
 def named(*names: str) -> list[Pair]:
@@ -85,9 +85,9 @@ def named(*names: str) -> list[Pair]:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ("1_A.png 1_B.png 2_A.png 2_B.png odd.png", "suffix_a and suffix_b to '_A' and '_B'"),
-        ("town/1-real.png town/1-label.png", "suffix_a and suffix_b to '-label' and '-real'"),
-        ("1.png 1_mask.png 2.png 2_mask.png", "suffix_a and suffix_b to '' and '_mask'"),
+        ("1_A.png 1_B.png 2_A.png 2_B.png odd.png", "set a and b to '*_A' and '*_B'"),
+        ("town/1-real.png town/1-label.png", "set a and b to '*-label' and '*-real'"),
+        ("1.png 1_mask.png 2.png 2_mask.png", "set a and b to '' and '*_mask'"),
         ("images/1.png images/x/2.png masks/1.png masks/x/2.png", "a and b to images and masks"),
     ],
 )

@@ -16,7 +16,7 @@ ALLOWED = {
     "dataset": "config machine pictures",
     "authors": "config generator recipes pictures",
     "utils": "config generator recipes authors machine pictures",
-    "machine": "config pictures",
+    "machine": "config",
     "pictures": "machine",
     "samples": "pictures machine",
     "scoring": "dataset generator machine pictures",

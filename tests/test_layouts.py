@@ -169,7 +169,7 @@ def test_a_named_training_folder_alone_is_split(tmp_path: Path) -> None:
 
 def test_named_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     place(tmp_path / "learn", "1.png", "2.png")
-    with pytest.raises(ValueError, match=r"2 pairs to validate on lie in .*: 1\.png, 2\.png\."):
+    with pytest.raises(ValueError, match=r"2 of 2 to train on .*/1\.png, .*/2\.png\."):
         find_pairs(tmp_path, train_dir="learn", val_dir="../" + tmp_path.name + "/learn")
     with pytest.raises(FileNotFoundError, match=r"val_dir .*did you mean .*learn"):
         find_pairs(tmp_path, train_dir="learn", val_dir="lern")
@@ -342,7 +342,7 @@ def test_folders_to_validate_on_are_not_trained_on(tmp_path: Path, folders: str)
     for folder in folders.split():
         for part in ("", "Val"):
             place(tmp_path / folder.format(part), "1.png", "2.png")
-    with pytest.raises(ValueError, match="2 pairs to validate on lie in the folder"):
+    with pytest.raises(ValueError, match="2 of 4 to train on are there to validate on"):
         find_pairs(tmp_path)
 
 
@@ -365,10 +365,10 @@ def test_side_by_side_pictures_may_lie_in_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "suffixes"),
     [
-        ("1_A.png", "1_b.PNG", ("_A", "_B")),
-        ("1.png", "1_mask.png", ("", "_mask")),
-        ("1.jpg", "1.png", (".jpg", ".png")),
-        ("1.jpg", "1.png", ("", ".png")),
+        ("1_A.png", "1_b.PNG", ("*_A", "*_B")),
+        ("1.png", "1_mask.png", ("", "*_mask")),
+        ("1.jpg", "1.png", ("*.jpg", "*.png")),
+        ("1.jpg", "1.png", ("", "*.png")),
     ],
 )
 def test_names_may_tell_the_sides_apart(
@@ -376,35 +376,35 @@ def test_names_may_tell_the_sides_apart(
 ) -> None:
     for part in ("train", "val"):
         place(tmp_path / folder.format(part), a, b, a.replace("1", "2"), b.replace("1", "2"))
-    split = find_pairs(tmp_path, suffix_a=suffixes[0], suffix_b=suffixes[1])
+    split = find_pairs(tmp_path, a=suffixes[0], b=suffixes[1])
     assert (a, b) in two(split.train + split.val)
     assert len(split.train + split.val) == (4 if folder else 2)
     assert split.layout.startswith("names in ")
     (tmp_path / folder.format("train") / b.replace("1", "2")).unlink()
     with pytest.raises(ValueError, match=f"only in .*: (x/)?{a.replace('1', '2')}"):
-        find_pairs(tmp_path, suffix_a=suffixes[0], suffix_b=suffixes[1])
+        find_pairs(tmp_path, a=suffixes[0], b=suffixes[1])
 
 
 def test_names_without_either_ending_are_left_out(tmp_path: Path) -> None:
     place(tmp_path, "1_A.png", "1_B.png", "2_A.png", "2_B.png", "preview.png")
-    split = find_pairs(tmp_path, suffix_a="_A", suffix_b="_B")
+    split = find_pairs(tmp_path, a="*_A", b="*_B")
     assert split.left_out.endswith(": 1 .png")
     with pytest.raises(ValueError, match=r"no pictures whose names end in _C \(5 \.png\)"):
-        find_pairs(tmp_path, suffix_a="_A", suffix_b="_C")
+        find_pairs(tmp_path, a="*_A", b="*_C")
 
 
 def test_folders_and_endings_together(tmp_path: Path) -> None:
     place(tmp_path / "x/images", "1.jpg", "2.jpg")
     place(tmp_path / "x/masks", "1_mask.gif", "1_mask.png", "2_mask.png")
-    split = find_pairs(tmp_path / "x", a="images", b="masks", suffix_b="_mask")
+    split = find_pairs(tmp_path / "x", a="images", b="masks/*_mask")
     pairs = [("1.jpg", "1_mask.png"), ("2.jpg", "2_mask.png")]
     assert sorted(two(split.train + split.val)) == pairs
     for part in ("train", "val"):
         place(tmp_path / "y" / part / "A", "1_A.jpg")
         place(tmp_path / "y" / part / "B", "1_B.jpg")
-    with pytest.raises(ValueError, match="set suffix_a and suffix_b to what the names"):
+    with pytest.raises(ValueError, match="set a and b to what the names"):
         find_pairs(tmp_path / "y")
-    split = find_pairs(tmp_path / "y", suffix_a="_A", suffix_b="_B")
+    split = find_pairs(tmp_path / "y", a="*_A", b="*_B")
     assert two(split.train) == two(split.val) == [("1_A.jpg", "1_B.jpg")]
 
 
@@ -468,8 +468,59 @@ def test_two_folders_of_other_names_are_listed_with_the_settings(tmp_path: Path)
 
 def test_input_and_target_must_be_two_folders(tmp_path: Path) -> None:
     place(tmp_path / "x", "1.png", "2.png")
+    (tmp_path / "y").symlink_to("x")
     with pytest.raises(ValueError, match="A and B are the same folder"):
-        find_pairs(tmp_path, a="x", b="x")
+        find_pairs(tmp_path, a="x", b="y")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ("x", "x", "a and b are both x"),
+        ("*_A", "*_A", r"a and b are both \*_A"),
+        ("/x/photos", "", "one is the path of a folder"),
+        ("/x/photos", "masks", "one is the path of a folder"),
+        ("*_A", "/x/masks/*_B", "one is the path of a folder"),
+    ],
+)
+def test_settings_that_do_not_tell_the_sides_apart(
+    tmp_path: Path, a: str, b: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_pairs(tmp_path, a=a, b=b)
+
+
+def test_a_folder_by_its_path_may_have_an_ending(tmp_path: Path) -> None:
+    place(tmp_path / "photos", "1.jpg", "2.jpg")
+    place(tmp_path / "masks", "1_mask.png", "2_mask.png", "2_edge.png")
+    a, b = str(tmp_path / "photos"), str(tmp_path / "masks/*_mask")
+    split = find_pairs(tmp_path / "nowhere", a=a, b=b)
+    assert sorted(two(split.train + split.val)) == [
+        ("1.jpg", "1_mask.png"),
+        ("2.jpg", "2_mask.png"),
+    ]
+
+
+def test_a_link_is_the_picture_that_it_leads_to(tmp_path: Path) -> None:
+    place(tmp_path / "train", "1.png", "2.png", "3.png")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/9.png").symlink_to("../train/2.png")
+    with pytest.raises(ValueError, match=r"1 of 3 to train on are .*train/2\.png"):
+        find_pairs(tmp_path)
+
+
+def test_what_does_not_pair_up_may_be_left_out(tmp_path: Path) -> None:
+    place(tmp_path / "A", "1.jpg", "2.jpg", "3.jpg", "lonely.jpg", "4.jpg", "4.png")
+    place(tmp_path / "B", "1.png", "2.png", "3.png", "4.png")
+    split = find_pairs(tmp_path, on_bad_picture="skip")
+    assert sorted(pair.name for pair in split.train + split.val) == ["1", "2", "3"]
+    assert "only in" in split.left_out
+    assert "lonely.jpg" in split.left_out
+    assert "the same name in" in split.left_out
+    for path in (tmp_path / "B").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(ValueError, match="do not pair up"):
+        find_pairs(tmp_path, on_bad_picture="skip")
 
 
 # The line at the start

@@ -39,7 +39,7 @@ def preparation(size: int = 32, **changes: Any) -> Preparation:
         "max_pixels": None,
         "keep_aspect": False,
         "nearest": "none",
-        "square_halves": True,
+        "check_halves": True,
         "on_bad_picture": "stop",
         "cache_dir": "cache",
         "cache_limit_gb": 16.0,
@@ -142,9 +142,9 @@ def test_a_single_picture_is_not_cut(tmp_path: Path, height: int, width: int, lo
     expected = f"its size of {width}x{height} is not that of two squares side by side{looks}"
     found = problem(pair)
     assert found.reasons == {pair.a: expected}
-    assert "square_halves to False" in found.advice
-    assert "input_dir and target_dir" in found.advice
-    assert check_pair(pair, preparation(square_halves=False)).width == width // 2
+    assert "check_halves to False" in found.advice
+    assert "set a and b to their folders" in found.advice
+    assert check_pair(pair, preparation(check_halves=False)).width == width // 2
 
 
 @pytest.mark.parametrize("width", [78, 80, 82])
@@ -157,23 +157,23 @@ def test_an_odd_width_is_refused(tmp_path: Path) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(40, 81)))
     expected = {pair.a: "its size of 81x40 has an odd width, so it has no two equal halves"}
     assert problem(pair).reasons == expected
-    assert problem(pair, preparation(square_halves=False)).reasons == expected
+    assert problem(pair, preparation(check_halves=False)).reasons == expected
     single = problem(Pair(saved(tmp_path / "2.png", noise(40, 51))))
     assert str(single).endswith("no two equal halves, but looks like a single picture")
-    assert "input_dir and target_dir" in single.advice
+    assert "set a and b to their folders" in single.advice
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 2), (15, 30), (15, 200), (200, 30)])
 def test_tiny_halves_are_refused(tmp_path: Path, height: int, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(height, width)))
-    found = problem(pair, preparation(square_halves=False))
+    found = problem(pair, preparation(check_halves=False))
     assert "smaller than 16x16" in found.reasons[pair.a]
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 600), (300, 32)])
 def test_strips_are_refused(tmp_path: Path, height: int, width: int) -> None:
     pair = Pair(saved(tmp_path / "1.png", noise(height, width)))
-    found = problem(pair, preparation(square_halves=False))
+    found = problem(pair, preparation(check_halves=False))
     assert "more than 16 times as long as broad" in found.reasons[pair.a]
 
 
@@ -255,13 +255,13 @@ def test_channels_are_converted_for_each_role(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (48, 48), (100, 33)])
 def test_keep_aspect_scales_the_short_side(tmp_path: Path, height: int, width: int) -> None:
-    whole = preparation(keep_aspect=True, square_halves=False)
+    whole = preparation(keep_aspect=True, check_halves=False)
     pair = Pair(saved(tmp_path / "1.png", noise(height, 2 * width)))
     shape = read_pair(pair, whole).shape
     assert min(shape[:2]) == 32
     assert abs(shape[0] / shape[1] - height / width) < 0.5 / 32 * 4
     assert shape == shape_of(check_pair(pair, whole), whole, COLOURS)
-    squeezed = preparation(square_halves=False)
+    squeezed = preparation(check_halves=False)
     assert (
         read_pair(pair, squeezed).shape
         == (32, 32, 6)

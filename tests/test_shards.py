@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import shutil
 import sys
@@ -18,7 +19,7 @@ from runs import assert_same, results
 from config import Config
 from dataset import PairedImages
 from machine.stopping import Interrupted
-from pictures import shards
+from pictures import shards, store
 from pictures.decode import BadPictures
 from pictures.tars import find_shards, members_of
 from recipes import resolve
@@ -205,7 +206,7 @@ def damaged() -> str:
 def test_a_picture_that_cannot_be_used_is_named(damaged: str, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(BadPictures, match=r"1 of 40.*\n.*train\.tar/20\.png: not a PNG"):
         opened(damaged)
-    monkeypatch.setattr(shards, "LOOKED_AT", 3)  # 0, 14 and 28
+    monkeypatch.setattr(store, "LOOKED_AT", 3)  # 0, 14 and 28
     train = opened(damaged).train
     with pytest.raises(BadPictures, match=r"train\.tar/05\.png.*\n.*on_bad_picture to \"skip\""):
         train[0, 5]
@@ -221,7 +222,7 @@ def test_the_next_pair_stands_for_one_that_is_left_out(
             assert np.array_equal(train.whole(bad), train.whole(bad + 1))
     told = capsys.readouterr().err
     assert told.count("train.tar/05.png: ") == told.count("train.tar/20.png: ") == 1
-    monkeypatch.setattr(shards, "MOST_BAD", 1)
+    monkeypatch.setattr(store, "MOST_BAD", 1)
     with pytest.raises(BadPictures):
         train.whole(5)
 
@@ -236,9 +237,12 @@ def test_a_shard_that_is_exchanged_during_a_run_is_named(sharded: Path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.photo.png", "1.map.png"], "name in common: 1.photo.png, 1.map.png.*set suffix_a"),
+        (["1.photo.png", "1.map.png"], "name in common: 1.photo.png, 1.map.png.*set a and b"),
         (["1.a.png", "1.b.png", "2.a.png"], r"only in .*s\.tar: 2\.a\.png"),
-        (["train/1.png", "val/2.png"], r"s\.tar holds pictures to validate on among others"),
+        (
+            ["train/1.png", "val/2.png"],
+            r"1 of 2 to train on are there to validate on: .*s\.tar/val/2",
+        ),
         (["1.txt"], r"s\.tar and the shards beside it hold no pairs"),
         (["1.png"], "one pair only"),
     ],
@@ -258,8 +262,8 @@ def test_shards_that_cannot_go_together_are_refused(sharded: Path):
     for dataset, changes, message in (
         ("mixed/train-*.tar", {}, r"both halves in .*-1\.tar, and each has its own in .*-0\.tar"),
         ("apart/train-0.tar", {}, "do not lie alike"),
-        ("apart/*.tar", {}, r"val-0\.tar is by its name for validation"),
-        ("mixed/train-*.tar", {"val_dir": "mixed/train-1.tar"}, "to train on and to validate on"),
+        ("apart/*.tar", {}, r"1 of 2 to train on are there to validate on: .*val-0\.tar"),
+        ("mixed/train-*.tar", {"val_dir": "mixed/train-1.tar"}, "1 of 2 to train on are .*-1.tar"),
         ("apart/train-0.tar", {"train_dir": "elsewhere"}, "leave train_dir"),
         ("apart/train-0.tar", {"val_dir": "apart"}, "apart names no shards"),
     ):
@@ -267,11 +271,96 @@ def test_shards_that_cannot_go_together_are_refused(sharded: Path):
             split_of(settings(dataset, **changes))
 
 
+def with_size(content: bytes, start: int, size: int) -> bytes:
+    """Return a tar file with another size in the header at a byte."""
+    header = tarfile.TarInfo.frombuf(content[start : start + 512], "utf-8", "strict")
+    header.size = size
+    return content[:start] + header.tobuf(tarfile.GNU_FORMAT) + content[start + 512 :]
+
+
+@pytest.mark.parametrize("size", [-512, -1, -(2**40), 2**50])
+def test_a_size_that_cannot_be_does_not_hang(size: int):
+    shard = pack("s.tar", noise(4))
+    start = [member.offset for _, member in members_of(shard)][2]
+    shard.write_bytes(with_size(shard.read_bytes(), start, size))
+    with pytest.raises(ValueError, match=r"s\.tar is no tar file, or damaged"):
+        split_of(settings("s.tar", on_bad_picture="skip"))
+
+
+def test_a_compressed_shard_is_called_so():
+    with tarfile.open("s.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("1.png"))
+    with pytest.raises(ValueError, match=r"s\.tar is compressed.*Unpack"):
+        split_of(settings("s.tar"))
+
+
+def test_links_in_a_shard_are_told_of():
+    shard = pack("s.tar", {f"{n}.a.png": noise(1)["00.png"] for n in range(3)})
+    with tarfile.open(shard, "a") as tar:
+        for number in range(3):
+            link = tarfile.TarInfo(f"{number}.b.png")
+            link.type, link.linkname = tarfile.LNKTYPE, "0.a.png"
+            tar.addfile(link)
+    with pytest.raises(ValueError, match=r"do not pair up(.|\n)*3 members of .* are links.*deref"):
+        split_of(settings("s.tar", a="*.a", b="*.b"))
+
+
+def test_pictures_without_a_partner_may_be_left_out():
+    names = ("1.a.png", "1.b.png", "2.a.png", "2.b.png", "3.a.png", "4.b.png")
+    pack("s.tar", {name: noise(1, 32)["00.png"] for name in names})
+    with pytest.raises(ValueError, match=r"only in .*s\.tar: 3\.a\.png\n.*: 4\.b\.png"):
+        split_of(settings("s.tar"))
+    split = split_of(settings("s.tar", on_bad_picture="skip"))
+    assert sorted(pair.name for pair in (*split.train, *split.val)) == ["s/1.a", "s/2.a"]
+    assert "3.a.png" in split.left_out
+
+
+def test_shards_of_one_name_are_told_apart():
+    for folder in "xy":
+        pack(f"{folder}/s.tar", noise(3 if folder == "x" else 4))
+    before = opened("[xy]/s.tar")
+    names = {pair.name for pair in (*before.train.pairs, *before.val.pairs)}
+    assert names == {f"x/s/{n:02d}" for n in range(3)} | {f"y/s/{n:02d}" for n in range(4)}
+    pack("x/s.tar", dict(zip(noise(3), noise(4).values(), strict=False)))
+    now = opened("[xy]/s.tar").identity()["train"]
+    changed = {name for name in now if now[name] != before.identity()["train"][name]}
+    assert changed == {"x/s.tar"}
+
+
+def test_what_was_painted_over_in_a_shard_is_noticed():
+    shard = pack("s.tar", noise(4))
+    before = opened("s.tar").identity()
+    content, time = bytearray(shard.read_bytes()), shard.stat().st_mtime_ns
+    content[5000:5010] = bytes(10)
+    Path("new.tar").write_bytes(content)
+    os.utime("new.tar", ns=(time, time))
+    Path("new.tar").replace("s.tar")
+    assert opened("s.tar", on_bad_picture="skip").identity() != before
+
+
+@pytest.mark.parametrize("damage", ["index", "notes", "index gone", "notes []"])
+def test_a_damaged_index_is_made_again(damage: str):
+    pack("s.tar", noise(12))
+    split = split_of(settings("s.tar", cache_dir="cache"))
+    before = [*split.train], split.val
+    (index,), (notes,) = Path("cache").glob("*.npy"), Path("cache").glob("*.json")
+    if damage == "index":
+        content = bytearray(index.read_bytes())
+        content[-40:] = bytes(40)
+        index.write_bytes(content)
+    elif damage == "index gone":
+        index.unlink()
+    else:
+        notes.write_text("[]" if damage == "notes []" else notes.read_text().replace("2", "3"))
+    now = split_of(settings("s.tar", cache_dir="cache"))
+    assert ([*now.train], now.val) == before
+
+
 @pytest.mark.parametrize("damage", ["cut", "cut between", "overwritten", "joined", "no tar"])
 def test_a_damaged_shard_is_named_and_loses_no_pair_in_silence(damage: str):
     shard = pack("s.tar", noise(4))
     content = bytearray(shard.read_bytes())
-    starts = [start for _, start in members_of(shard)]
+    starts = [member.offset for _, member in members_of(shard)]
     if damage == "cut":
         del content[starts[-1] + 700 :]
     elif damage == "cut between":
@@ -293,6 +382,8 @@ def test_patterns_name_shards():
     names = {pattern: [p.stem for p in find_shards(f"d/{pattern}.tar")] for pattern in ("u", "t-*")}
     assert names == {"u": ["u"], "t-*": ["t-08", "t-09", "t-10"]}
     assert [p.stem for p in find_shards("d/t-{08..10}.tar")] == ["t-08", "t-09", "t-10"]
+    Path("d/v.tar").symlink_to("u.tar")
+    assert [p.stem for p in find_shards("d/[uv].tar")] == ["u"]  # one shard, named twice
     for pattern, message in (
         ("d/t-{07..12}.tar", r"Of the 6 shards .* 3 do not exist:\n.*t-07"),
         ("d/x-*.tar", "There are no shards"),
@@ -300,11 +391,17 @@ def test_patterns_name_shards():
         with pytest.raises(FileNotFoundError, match=message):
             find_shards(pattern)
     with pytest.raises(
-        ValueError, match=r"no pictures .5 \.tar.*the data set, as 'd/train-\*\.tar'"
+        ValueError, match=r"no pictures .6 \.tar.*the data set, as 'd/train-\*\.tar'"
     ):
         split_of(settings("d"))
-    with pytest.raises(ValueError, match="compressed"):
-        split_of(settings("d/t-{08..10}.tar.gz"))
+    for pattern, message in (
+        ("d/t-{08..10}.tar.gz", "compressed"),
+        ("d/t-{0..99999999999}.tar", "numbers more than 1000000 shards"),
+        ("https://x.org/t-{08..10}.tar", "is an address, and shards are local files"),
+        ("s3://x/t.tar", "is an address, and shards are local files"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            split_of(settings(pattern))
 
 
 def test_an_index_that_cannot_be_written_says_what_to_set(sharded: Path):

@@ -194,7 +194,7 @@ def test_validation_pairs_that_were_trained_on_are_refused(pairs: Path):
 def test_two_files_are_one_content(tmp_path: Path, towns: Path):
     for name in "AB":
         shutil.copytree(towns / "train", tmp_path / "both" / name)
-    config = small(tmp_path / "both", square_halves=False)
+    config = small(tmp_path / "both", check_halves=False)
     before = open_data(config).identity()
     shutil.copy("both/B/0001.png", "both/B/0002.png")
     assert "0002.png" in changes(before, open_data(config).identity())
@@ -206,7 +206,7 @@ def test_contents_are_read_once(pairs: Path, monkeypatch: pytest.MonkeyPatch):
     assert open_data(small(pairs)).identity() == before
 
 
-def test_a_hash_sees_size_and_both_ends(tmp_path: Path):
+def test_a_hash_sees_every_byte(tmp_path: Path):
     def content(*pieces: bytes) -> str:
         (tmp_path / "1.png").write_bytes(b"".join(pieces))
         return content_of(Pair(tmp_path / "1.png"))
@@ -214,5 +214,6 @@ def test_a_hash_sees_size_and_both_ends(tmp_path: Path):
     middle = bytes(200_000)
     seen = [content(b"a", middle, b"b"), content(b"A", middle, b"b"), content(b"a", middle, b"B")]
     seen += [content(b"a", middle, b"0b"), content(), content(b"a"), content(bytes(70_000))]
+    seen += [content(b"a", middle[:-100_000], b"x", middle[:99_999], b"b")]
     assert len(set(seen)) == len(seen)
     assert content(b"a", middle, b"b") == seen[0]

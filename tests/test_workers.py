@@ -18,11 +18,18 @@ import torch
 from conftest import ROOT
 
 from machine import workers
-from machine.workers import prepared
-from pictures.decode import BadPictures, PictureError
+from machine.workers import batches_from_workers
+from pictures.decode import BadPictures, PictureError  # as what a data set raises
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals and forks")
 HEAD = f"import os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+
+
+class UnsendableError(ValueError):
+    """An error that pickle takes apart and cannot put together again."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} in {where}")
 
 
 class Numbers:
@@ -62,7 +69,7 @@ def nobody_is_left() -> Iterator[None]:
 @pytest.mark.parametrize("n_workers", [0, 1, 3])
 @pytest.mark.parametrize("n_tasks", [0, 1, 2, 20])
 def test_batches_come_in_order(n_workers: int, n_tasks: int):
-    kept = [*prepared(Numbers(), range(n_tasks), n_workers, method="fork")]
+    kept = [*batches_from_workers(Numbers(), range(n_tasks), n_workers, method="fork")]
     assert numbers(kept) == [*range(n_tasks)]  # and none was overwritten later
 
 
@@ -72,7 +79,7 @@ def test_every_bit_of_a_batch_arrives():
             drawn = np.random.default_rng(key).integers(0, 65536, (4, 3, 8, 8), np.uint16)
             return torch.from_numpy(drawn)
 
-    for number, batch in enumerate(prepared(Noise(), range(9), 2, method="fork")):
+    for number, batch in enumerate(batches_from_workers(Noise(), range(9), 2, method="fork")):
         assert batch.dtype == torch.uint16
         assert torch.equal(batch, Noise().__getitems__(number))
 
@@ -83,7 +90,7 @@ def test_work_is_done_ahead_and_no_further(tmp_path: Path):
             (tmp_path / str(key)).touch()
             return super().__getitems__(key)
 
-    with closing(prepared(Marking(), range(99), 2, method="fork")) as batches:
+    with closing(batches_from_workers(Marking(), range(99), 2, method="fork")) as batches:
         next(batches)
         time.sleep(0.3)
         assert {int(path.name) for path in tmp_path.iterdir()} == {0, 1, 2, 3, 4}
@@ -101,11 +108,29 @@ def test_what_goes_wrong_over_there_is_raised_here(error: Exception):
     def fail() -> None:
         raise error
 
-    batches = prepared(Numbers(_5=fail), range(9), 2, method="fork")
+    batches = batches_from_workers(Numbers(_5=fail), range(9), 2, method="fork")
     assert numbers(next(batches) for _ in range(5)) == [0, 1, 2, 3, 4]
     with pytest.raises(type(error)) as caught:
         next(batches)
     assert str(caught.value) == str(error)
+
+
+def test_a_mistake_over_there_is_raised_with_its_place():
+    batches = batches_from_workers(Numbers(_1=lambda: 1 / 0), range(9), 1, method="fork")
+    next(batches)
+    with pytest.raises(ZeroDivisionError) as caught:
+        next(batches)
+    assert "lambda: 1 / 0" in str(caught.value.__cause__)
+
+
+def test_what_cannot_be_sent_comes_in_words():
+    def fail() -> None:
+        raise UnsendableError("a hole", "a picture")
+
+    batches = batches_from_workers(Numbers(_1=fail), range(9), 1, method="fork")
+    next(batches)
+    with pytest.raises(RuntimeError, match=r"^UnsendableError: a hole in a picture$"):
+        next(batches)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +139,13 @@ def test_what_goes_wrong_over_there_is_raised_here(error: Exception):
         (lambda: kill(signal.SIGKILL), "ended from outside.*same command.*fewer --num-workers"),
         (lambda: kill(signal.SIGTERM), "ended from outside"),
         (lambda: kill(signal.SIGBUS), r"/dev/shm.*--num-workers 0.*--shm-size"),
-        (lambda: 1 / 0, "ended with the error above"),
+        (lambda: os._exit(3), "ended by itself; what it said stands above"),
         (lambda: kill(signal.SIGSTOP), "silent for long: it was stopped.*--num-workers 0"),
         (lambda: time.sleep(60), "silent for long"),
     ],
 )
 def test_a_worker_that_is_gone_or_silent_ends_the_waiting(event: object, message: str):
-    batches = prepared(Numbers(_4=event), range(9), 2, method="fork")
+    batches = batches_from_workers(Numbers(_4=event), range(9), 2, method="fork")
     assert numbers(next(batches) for _ in range(4)) == [0, 1, 2, 3]
     began = time.monotonic()
     with pytest.raises(OSError, match=message):
@@ -134,7 +159,7 @@ def test_a_stop_request_is_seen_while_a_batch_is_waited_for(event: object):
         if time.monotonic() - began > 0.2:
             raise InterruptedError
 
-    batches = prepared(Numbers(_1=event), range(9), 1, check=check, method="fork")
+    batches = batches_from_workers(Numbers(_1=event), range(9), 1, check=check, method="fork")
     next(batches)
     began = time.monotonic()
     if event.__code__.co_names[-1] == "SIGKILL":
@@ -146,7 +171,7 @@ def test_a_stop_request_is_seen_while_a_batch_is_waited_for(event: object):
 def test_signals_to_the_group_are_left_to_the_main_process():
     handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a fork inherits
     try:
-        batches = prepared(Numbers(), range(200), 1, method="fork")
+        batches = batches_from_workers(Numbers(), range(200), 1, method="fork")
         next(batches), next(batches)  # the second one comes from the worker
         (worker,) = active_children()
         assert os.getpgid(worker.pid) != os.getpgrp()
@@ -171,8 +196,8 @@ def run(code: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 STOPPED = """
 from multiprocessing import active_children
-from test_workers import Numbers, prepared
-batches = prepared(Numbers(), range(99), 2, method="fork")
+from test_workers import Numbers, batches_from_workers
+batches = batches_from_workers(Numbers(), range(99), 2, method="fork")
 next(batches)
 for worker in active_children():
     print(worker.pid)
@@ -210,7 +235,8 @@ def test_workers_end_with_a_main_process_that_is_killed():
 
 def test_a_script_without_a_guard_is_told_so():
     # Spawned, the worker runs the script again, and with it this very line.
-    done = run("from test_workers import *; [*prepared(Numbers(), range(5), 1, method='spawn')]")
+    batches = "batches_from_workers(Numbers(), range(5), 1, method='spawn')"
+    done = run(f"from test_workers import *; [*{batches}]")
     assert done.returncode == 1
     assert 'below the line if __name__ == "__main__":' in done.stderr.splitlines()[-1]
     assert "memory" not in done.stderr
@@ -220,7 +246,7 @@ def test_a_script_without_a_guard_is_told_so():
     not shutil.which("unshare") or os.geteuid() != 0, reason="mounts a small disk of its own"
 )
 def test_a_full_dev_shm_is_no_hindrance():
-    code = "print(numbers(prepared(Numbers(), range(5), 2, method='fork')))"
+    code = "print(numbers(batches_from_workers(Numbers(), range(5), 2, method='fork')))"
     Path("script.py").write_text(f"{HEAD}from test_workers import *; {code}")
     mount = "mount -t tmpfs -o size=4k none /dev/shm 2>/dev/null || exit 77; "
     mount += 'head -c 4096 /dev/zero > /dev/shm/full; exec "$@"'

@@ -208,7 +208,8 @@ def train(config: Config, fresh: bool = False) -> None:
             return print(checkpoints.how_to_go_on())
         print(f"Settings of {config.name}:\n{describe(config, origin)}")
         data = open_data(config, machine, checkpoints.sides)
-        state = checkpoints.restored(new_state(config, data.sides, machine), data)
+        state = new_state(config, data.sides, machine, checkpoints.teacher)
+        state = checkpoints.restored(state, data)
         with (
             StopRequest(machine.processes.is_first) as stop,
             checkpoints.kept(state),
@@ -221,7 +222,8 @@ def train(config: Config, fresh: bool = False) -> None:
                 for batch in islice(batches, data.steps_per_epoch - state.step):
                     # Noise follows from the number of the step, so a run goes on exactly.
                     seed_noise(config.seed, epoch, state.step, machine.processes)
-                    losses = step(batch)
+                    with state.changing():
+                        losses = step(batch)
                     state.step += 1
                     update_ema(state, config.ema_decay, epoch * data.steps_per_epoch + state.step)
                     report.add_step(state, losses)  # reads the device at the log interval alone

@@ -101,7 +101,9 @@ class Translator(nn.Module):
         Returns:
             (N, channels of the targets, H, W) in [-1, 1], float32.
         """
-        return self.labels.finish(self.generator(self.labels.encode_input(x)))
+        output = self.generator(self.labels.encode_input(x))
+        with torch.autocast(x.device.type, enabled=False):  # colours need more digits than it has
+            return self.labels.finish(output)
 
     @property
     def multiple(self) -> int:

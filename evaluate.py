@@ -246,7 +246,8 @@ def _score(
     n_saved = min(n_saved, len(pairs))
     with whole_folder(run.pictures) as draft, testing(translator, config.seed):
         strips = Strips(draft, {number * len(pairs) // n_saved for number in range(n_saved)})
-        rows, scores = score_all(translator, batches, [*measures, strips], machine)
+        given = {"sides": sides, "machine": machine}
+        rows, scores = score_all(translator, batches, [*measures, strips], **given)
         if not math.isfinite(scores["l1"]):
             raise ValueError(f"The outputs of {scored.checkpoint} are not finite; train it again.")
         shutil.rmtree(run.pictures, ignore_errors=True)  # those of the last time

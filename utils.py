@@ -56,7 +56,7 @@ class Facts:
             names = ", ".join(sorted(map(str, unknown)))
             raise ValueError(f"it is of another version of this project, with settings {names}")
         typed = {n: v for n, v in content["config"].items() if n not in OF_THE_MACHINE}
-        size = content["picture_size"]
+        size = content.get("picture_size")
         if size is not None:
             height, width = map(int, size)
             size = (height, width)
@@ -64,8 +64,8 @@ class Facts:
             resolve(Config(**typed))[0],
             Sides.from_saved(content["sides"]),
             size,
-            bool(content["side_by_side"]),
-            bool(content["mixed_sizes"]),
+            bool(content.get("side_by_side")),
+            bool(content.get("mixed_sizes")),
         )
 
 

@@ -135,7 +135,8 @@ class Report:
         own = self.processes.share_of(range(len(self.data.val)))
         with testing(translator, self.config.seed):
             batches = self.stop.watch(validation_batches(self.data.val, self.config.seed, own))
-            _, scores = score_all(translator, batches, measures, self.machine)
+            given = {"sides": self.data.sides, "machine": self.machine}
+            _, scores = score_all(translator, batches, measures, **given)
         return {f"val_{name}": scores[name] for name in SCORES if name in scores}
 
     @rank_zero_only

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -17,9 +17,8 @@ from labels import nearest_class
 from machine.devices import Machine
 from machine.processes import Processes
 from pictures.palettes import Palette, merged_classes
-from pictures.sides import Side
+from pictures.sides import Side, Sides
 from scoring.tables import over_targets
-from utils import Translator
 
 Scores = dict[str, float]
 GRID_PERIODS = (2, 4, 8)  # pixels
@@ -208,15 +207,21 @@ class FixedMarks(Measure):
 
 @torch.inference_mode()
 def score_all(
-    translator: Translator, batches: Iterable[Tensor], measures: Sequence[Measure], machine: Machine
+    translator: nn.Module,
+    batches: Iterable[Tensor],
+    measures: Sequence[Measure],
+    *,
+    sides: Sides,
+    machine: Machine,
 ) -> tuple[list[Scores], dict[str, Any]]:
     """Translate pairs and measure the outputs.
 
     Args:
-        translator: Configured for test.
+        translator: Configured for test; takes (1, channels, H, W) in [-1, 1].
         batches: Pairs one at a time, (1, channels of both, H, W), not augmented; where processes
             share the work, this one's share of them.
         measures: What to measure beside the scores of ``score_picture``.
+        sides: What the numbers of the pairs are.
         machine: Where the translator is, and its precision.
 
     Returns:
@@ -225,7 +230,7 @@ def score_all(
     rows: list[Scores] = []
     with machine.processes.barrier():
         for batch in batches:
-            x, y = normalise(batch.to(machine.device), translator.sides)
+            x, y = normalise(batch.to(machine.device), sides)
             with machine.autocast:
                 fake = translator(x)
             rows.append(score_picture(fake, y))

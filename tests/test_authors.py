@@ -113,7 +113,7 @@ def latest_net_g(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_authors_numbers_through_load_generator(latest_net_g: Path, mode: str, statistics: str):
     generator = load_generator(latest_net_g, device="cpu")
-    generator.batch_norm_at_test = statistics
+    generator.generator.norm = {"batch": "batch", "running": "batch_running"}[statistics]
     generator.eval()
     output = generator(picture(1, 3, 256, 0).float())
     expected = np.load(FOLDER / "unet256_batch.npz")[mode]
@@ -142,8 +142,8 @@ def test_settings_are_read_from_names_and_shapes():
     config = generator.config
     assert (config.crop_size, config.load_size, config.ngf) == (32, 32, 3)
     assert (config.input_nc, config.output_nc, config.norm) == (1, 3, "instance")
-    assert (config.name, config.batch_norm_at_test) == ("facades", "batch")
-    assert generator.picture_size is None
+    assert (config.name, config.norm, config.dropout) == ("facades", "instance", "training")
+    assert generator.facts.picture_size is None
     deep = load_generator(save(unet(10, 1, "batch").state_dict()), device="cpu").config
     assert (deep.crop_size, deep.norm) == (1024, "batch")
 
@@ -153,13 +153,15 @@ def test_dropout_stands_where_the_authors_have_it(depth: int):
     network = unet(depth, 2, "batch").train()
     generator = load_generator(save(network.state_dict()), device="cpu")
     without = outputs(network, generator, 2**depth)[1]
-    generator.dropout_at_test = True
+    generator.generator.dropout = "always"
     generator.eval()
     theirs, ours = outputs(network, generator, 2**depth)
     # Drawn from the same seed, the noise is the same only if it is drawn for the same layers.
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert torch.equal(ours, without) == (depth == 5)
-    places = [any(isinstance(m, nn.Dropout) for m in block) for block in generator.decoder]
+    places = [
+        any(isinstance(m, nn.Dropout) for m in block) for block in generator.generator.decoder
+    ]
     assert places == [False] + [True] * (depth - 5) + [False] * 4
 
 
@@ -167,7 +169,7 @@ def test_running_statistics_are_kept_and_used_when_asked():
     network = unet(6, 2, "batch").eval()
     generator = load_generator(save(network.state_dict()), device="cpu")
     assert not torch.allclose(*outputs(network, generator), atol=1e-3)
-    generator.batch_norm_at_test = "running"
+    generator.generator.norm = "batch_running"
     generator.eval()
     torch.testing.assert_close(*outputs(network, generator), atol=1e-5, rtol=0)
 
@@ -178,7 +180,7 @@ def test_without_running_statistics_the_batchs_own_are_used():
     generator = load_generator(save(state), device="cpu")
     assert generator.config.norm == "batch"
     torch.testing.assert_close(*outputs(network, generator), atol=1e-5, rtol=0)
-    generator.batch_norm_at_test = "running"
+    generator.generator.norm = "batch_running"
     generator.eval()
     torch.testing.assert_close(*outputs(network, generator), atol=1e-5, rtol=0)
 
@@ -230,7 +232,7 @@ def altered(**changes: Tensor | None) -> dict[str, Tensor]:
         (torch.zeros(3), "a Tensor"),
         (nn.Linear(1, 1).state_dict(), r"another network \(weight, bias\)"),
         (Unet(5, 1, "batch"), r"holds code \(test_authors\.Unet\).*state_dict\(\)"),
-        (unet(4, 2, "batch").state_dict(), "cannot be used here: .*_size is 16; it must be"),
+        (unet(4, 2, "batch").state_dict(), "cannot be used here: .*_size is 16; it should be"),
         (altered(**{"model.model.4.weight": torch.zeros(1)}), "not its layers .*decoder.4.2"),
         (altered(**{"model.model.0.bias": torch.zeros(2)}), "not its layers .*encoder.0.1.bias"),
         (altered(**{"model.attention.weight": torch.zeros(2)}), "has model.attention.weight"),
@@ -243,7 +245,7 @@ def test_other_files_are_refused_by_name(content: Any, name: str):
         load_generator(save(content), device="cpu")
     message = str(refusal.value)
     assert "\n" not in message and len(message) < 500
-    assert "expected" in message or "must be" in message
+    assert "expected" in message or "should be" in message
 
 
 @pytest.mark.parametrize("zipped", [True, False])

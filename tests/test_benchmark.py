@@ -31,7 +31,8 @@ from machine import devices
 from machine.devices import Machine
 from machine.stopping import run_script
 from recipes import resolve
-from train import TrainingState, new_state, train_step
+from run.state import TrainingState, new_state
+from train import train_step
 from utils import known_sides
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
@@ -223,7 +224,7 @@ def test_a_trial_that_is_too_large_says_so():
 
 def test_numbers_are_median_and_quartiles_of_all_turns(monkeypatch: pytest.MonkeyPatch):
     before = [50.0, 10.0, 30.0, 20.0]
-    monkeypatch.setattr("benchmark.prepared", lambda *_: (lambda: None, 3_000_000_000, before))
+    monkeypatch.setattr("benchmark.warmed_up", lambda *_: (lambda: None, 3_000_000_000, before))
     monkeypatch.setattr("benchmark.time.perf_counter", iter([1, 1.04]).__next__)
     row = take_turn(noting, settings(batch_size=3), 0)
     assert (row["ms"], row["ms_low"], row["ms_high"]) == pytest.approx((30, 20, 40))

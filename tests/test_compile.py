@@ -11,7 +11,8 @@ from torch._dynamo.utils import counters
 from config import Config
 from machine.devices import Machine
 from recipes import resolve
-from train import new_state, train_step
+from run.state import new_state
+from train import train_step
 from utils import known_sides
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
@@ -30,7 +31,7 @@ def test_compiled_networks_have_the_same_losses(backend: str, monkeypatch: pytes
     # With kernels in C++ it takes a minute; the graphs are the same without.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     # Compiled dropout draws other numbers.
-    config = replace(resolve(Config(**TINY))[0], dropout=False, n_layers_d=1)
+    config = replace(resolve(Config(**TINY))[0], dropout="none", n_layers_d=1)
     plain = losses(config)
     counters.clear()
     assert torch.allclose(losses(replace(config, compile=True)), plain, rtol=1e-4, atol=1e-5)

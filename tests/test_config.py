@@ -1,6 +1,4 @@
 from dataclasses import fields
-from enum import Enum
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ def test_default_is_the_paper_but_for_towns():
     assert (config.direction, config.load_size, config.crop_size) == ("AtoB", 286, 256)
     assert (config.batch_size, config.flip, config.lambda_l1, config.lr) == (1, True, 100, 2e-4)
     assert (config.n_epochs, config.n_epochs_decay, config.name) == (100, 100, "photos")
-    assert (config.bottleneck, config.dropout, config.ema_decay) == (1, True, 0)
+    assert (config.bottleneck, config.dropout, config.ema_decay) == (1, "training", 0)
     assert (origin["crop_size"], origin["dropout"]) == ("paper", "recipe paper")
 
 
@@ -36,13 +34,13 @@ def test_classes_are_learned_where_targets_have_a_known_palette():
 
 def test_numbers_of_any_library_become_pythons_own():
     settings = {"lr": np.float64(1e-4), "batch_size": np.int64(3), "flip": np.bool_(True)}
-    settings |= {"name": np.str_("a"), "lambda_l1": torch.tensor(5), "ema_decay": Fraction(1, 2)}
-    config = Config(dataset=Path("data/x"), **settings)
+    settings |= {"name": np.str_("a"), "lambda_l1": torch.tensor(5)}
+    config = Config(dataset=Path("data/x"), target_range=[0, 1], **settings)
     assert {type(getattr(config, name)) for name in settings} == {float, int, bool, str}
-    assert (config.lr, config.batch_size, config.lambda_l1, config.ema_decay) == (1e-4, 3, 5.0, 0.5)
-    assert type(Config(norm=Enum("Norm", {"B": "batch"}).B).norm) is str
+    assert (config.lr, config.batch_size, config.lambda_l1) == (1e-4, 3, 5.0)
+    assert config.target_range == (0.0, 1.0)
     for odd in (np.array([1, 2]), "1e-4", None, 1j):
-        with pytest.raises(ValueError, match=r"lr is .*; it must be a number above 0"):
+        with pytest.raises(ValueError, match=r"lr is .*; it should be a valid number"):
             Config(lr=odd)
 
 
@@ -92,29 +90,26 @@ def test_naming_the_two_folders_leaves_the_recipe_of_towns():
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"crop_size": 100}, ["crop_size is 100", "power of two from 32 to 1024"]),
+        ({"crop_size": 100}, ["crop_size is 100", "32, 64, 128, 256, 512 or 1024"]),
         ({"crop_size": 2048}, ["crop_size is 2048"]),
         ({"crop_size": 256, "load_size": 200}, ["load_size 200", "set load_size to 256"]),
         ({"crop_size": 32, "n_layers_d": 4}, ["n_layers_d 4", "to 3 or less", "64 or more"]),
-        ({"gan_mode": "wgan"}, ["gan_mode is 'wgan'", "vanilla or lsgan or none"]),
+        ({"gan_mode": "wgan"}, ["gan_mode is 'wgan'", "'vanilla', 'lsgan' or 'none'"]),
         ({"gan_mode": "none", "lambda_l1": 0}, ["no loss", "lambda_l1 above 0"]),
         ({"batch_size": True}, ["batch_size is True"]),
         ({"batch_size": "4"}, ["batch_size is '4'"]),
-        ({"lr": 0.0}, ["lr is 0.0", "above 0"]),
+        ({"lr": 0.0}, ["lr is 0.0", "greater than 0"]),
         ({"lr": float("nan")}, ["lr is nan"]),
-        ({"input_dir": "x"}, ["target_dir is empty"]),
-        ({"b": "masks"}, ["a is empty; a and b are set together"]),
-        ({"input_dir": "x", "target_dir": "y", "a": "x", "b": "y"}, ["input_dir and a"]),
-        ({"suffix_a": "_A", "suffix_b": "_A"}, ["suffix_a and suffix_b are both _A"]),
+        ({"a": "*_A", "b": "*_A"}, ["a and b are both *_A"]),
         ({"n_epochs": 0, "n_epochs_decay": 0}, ["set n_epochs to 1"]),
         ({"name": "../elsewhere"}, ["name is", "without slashes"]),
         ({"name": ".."}, ["name is", "without slashes"]),
         ({"device": "gpu"}, ["device is 'gpu'", "cuda"]),
-        ({"input_nc": 0}, ["input_nc is 0", "from 1 up"]),
-        ({"target_range": (1, 0)}, ["target_range is (1.0, 0.0)", "the smaller one first"]),
-        ({"target_range": (1,)}, ["target_range is (1.0,)", "two numbers"]),
+        ({"input_nc": 0}, ["input_nc is 0", "greater than or equal to 1"]),
+        ({"target_range": (1, 0)}, ["target_range is (1, 0)", "the smaller one first"]),
+        ({"target_range": (1,)}, ["target_range is (1,)", "a number is missing"]),
         ({"dropout": 0}, ["dropout is 0"]),
-        ({"mirror": ""}, ["mirror is ''", "http(s) address, or a folder"]),
+        ({"mirror": ""}, ["mirror is ''", "at least 1 character"]),
     ],
 )
 def test_what_cannot_work_is_refused(settings: dict, parts: list[str]):
@@ -136,12 +131,17 @@ def test_what_nobody_typed_is_made_to_fit():
     assert Config(mirror=Path("archives")).mirror == "archives"
 
 
-def test_input_dir_and_target_dir_say_the_direction():
-    config, origin = resolve(Config(input_dir="data/facades/b", target_dir="data/facades/a"))
+def test_paths_of_both_sides_say_the_direction():
+    config, origin = resolve(Config(a="data/facades/b", b="./data/facades/a/"))
     assert (config.direction, config.name) == ("AtoB", "facades")
-    assert origin["direction"] == "input_dir to target_dir"
-    with pytest.raises(ValueError, match="swap the two folders"):
-        Config(input_dir="a", target_dir="b", direction="BtoA")
+    assert origin["direction"] == "a to b"
+    assert config == resolve(Config(a="data/facades/b/", b="data/facades/a"))[0]
+    back, _ = resolve(Config(a="data/facades/b/", b="data/facades/a", direction="BtoA"))
+    assert back.direction == "BtoA"
+    plain, _ = resolve(Config(a="photos/", b="maps/"))
+    assert Path(plain.dataset) == Path.cwd()
+    names, _ = resolve(Config(dataset="data/facades", a="b", b="a"))
+    assert names.direction == "BtoA"
 
 
 def test_a_path_is_the_same_however_it_is_typed():
@@ -160,7 +160,7 @@ def test_help_explains_every_setting():
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--crop-size", "100"], "power of two"),
+        (["--crop-size", "100"], "256"),
         (["--crop-sizes", "128"], "--crop-size"),
         (["--flip", "perhaps"], "flip"),
         (["--dataset", "nowhere"], "nowhere does not exist"),

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from machine.devices import EAGER_STEPS, pick_device, played_back
+from config import Config
+from machine.devices import EAGER_STEPS, Machine, cuda_graphed, pick_device
 
 
 def test_a_device_that_is_not_there():
@@ -27,7 +28,8 @@ def test_a_step_is_recorded_once_and_played_back_on_each_batch(monkeypatch: pyte
 
     monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
     monkeypatch.setattr("torch.cuda.graph", nullcontext)
-    act = played_back(step, [adam])
+    machine = Machine(torch.device("cuda"), torch.float32)
+    act = cuda_graphed(step, [adam], Config(), machine)
     could_be_recorded = [act(torch.tensor(float(number))) for number in range(7)]
     assert len(seen) == EAGER_STEPS + 1
     assert could_be_recorded == [False] * 3 + [True] * 4

@@ -19,7 +19,7 @@ from torchvision.models import alexnet
 from config import Config
 from evaluate import main, score_checkpoints
 from machine.stopping import run_script
-from scoring.photos import Lpips
+from scoring.distances import Lpips
 from train import train
 
 
@@ -30,7 +30,7 @@ def score_checkpoint(checkpoint: Path, **options: object) -> dict:
 @pytest.fixture(autouse=True)
 def without_feature_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a second a test; the script, in a process of its own, has it."""
-    monkeypatch.setattr("evaluate.find_network", lambda device: None)
+    monkeypatch.setattr("evaluate.score_network", lambda device: None)
 
 
 def test_lpips_only_where_its_weights_lie(
@@ -142,7 +142,7 @@ def test_two_folders_that_were_named_are_not_taken_for_labels(towns: Path, tmp_p
         for path in (towns / "train").iterdir():
             picture = Image.open(path).crop((side, 0, side + 64, 64))
             picture.save(tmp_path / "towns" / half / path.name)
-    folders = {"input_dir": "towns/B", "target_dir": "towns/A"}
+    folders = {"a": "towns/B", "b": "towns/A"}
     train(Config(**folders, **TINY))
     photo = Path("checkpoints/towns/generator.pt")
     assert "accuracy" not in score_checkpoint(photo)

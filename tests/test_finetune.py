@@ -1,5 +1,5 @@
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,20 @@ from config import Config
 from machine.devices import choose_machine
 from recipes import resolve
 from run.finetune import start_from
-from train import TrainingState, new_state, train
-from utils import known_sides, load_generator
+from run.state import TrainingState, new_state
+from train import train
+from utils import Facts, known_sides, load_generator
 
 
 def fresh_state(**settings: object) -> TrainingState:
     config = resolve(Config(**TINY | {"dataset": "x", "seed": 1} | settings))[0]
     return new_state(config, known_sides(config), choose_machine("cpu", "fp32"))
+
+
+def started(state: TrainingState, path: object) -> str:
+    config, norm = Config(dataset="x", init_from=str(path)), state.generator.norm
+    ngf = state.generator.encoder[0][1].out_channels
+    return start_from(state, replace(config, ngf=ngf, norm=norm))
 
 
 def differing(first: torch.nn.Module, second: dict[str, torch.Tensor]) -> list[str]:
@@ -32,26 +39,26 @@ def trained(towns: Path) -> dict:
 
 def test_a_new_run_starts_from_both_networks(trained: dict, towns: Path):
     state = fresh_state()
-    line = start_from(state, "checkpoints/a/latest.pt")
+    line = started(state, "checkpoints/a/latest.pt")
     assert not differing(state.generator, trained["average"])
     assert not differing(state.average, trained["average"])
     assert not differing(state.discriminator, trained["discriminator"])
     assert "discriminator is from there, too" in line
     again = fresh_state()
-    assert "discriminator is new" in start_from(again, "checkpoints/a/generator.pt")
+    assert "discriminator is new" in started(again, "checkpoints/a/generator.pt")
     assert not differing(again.generator, trained["average"])
 
 
 def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
     before = trained["average"]
     larger = fresh_state(crop_size=64, load_size=72)
-    line = start_from(larger, "checkpoints/a/generator.pt")
+    line = started(larger, "checkpoints/a/generator.pt")
     weights = larger.generator.state_dict()
     assert torch.equal(weights["encoder.1.1.weight"], before["encoder.1.1.weight"])
     assert torch.equal(weights["decoder.3.1.weight"], before["decoder.2.1.weight"])
     assert "encoder level 4" in line and "encoder level 1" not in line
     grey = fresh_state(input_nc=1)
-    line = start_from(grey, "checkpoints/a/latest.pt")
+    line = started(grey, "checkpoints/a/latest.pt")
     assert differing(grey.generator, before | {"encoder.0.1.weight": torch.zeros(1)}) == [
         "encoder.0.1.weight"
     ]
@@ -60,29 +67,27 @@ def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
 
 def test_a_generator_of_classes_can_learn_colours(towns: Path):
     classes = fresh_state(dataset="towns")
-    assert classes.generator.palette is not None
-    content = {
-        "generator": classes.generator.state_dict(),
-        "config": asdict(classes.generator.config),
-    }
-    torch.save(content, "classes.pt")
+    assert not classes.generator.tanh
+    config = resolve(Config(**TINY | {"dataset": "towns"}))[0]
+    content = {"generator": classes.generator.state_dict()}
+    torch.save(content | Facts(config, known_sides(config)).as_saved(), "classes.pt")
     state = fresh_state()
-    line = start_from(state, "classes.pt")
+    line = started(state, "classes.pt")
     assert "drawn anew: decoder level 1 1.weight, decoder level 1 1.bias; the disc" in line
     again = fresh_state(dataset="towns")
-    assert "drawn anew" not in start_from(again, "classes.pt")
+    assert "drawn anew" not in started(again, "classes.pt")
 
 
 def test_the_authors_file_is_a_start():
     path = save(unet(6, 4, "batch").state_dict())
     state = fresh_state(recipe="paper", crop_size=64, load_size=72, norm="batch")
-    assert start_from(state, str(path)) == f"Starting from {path}; the discriminator is new."
-    assert not differing(state.generator, load_generator(path, "cpu").state_dict())
+    assert started(state, str(path)) == f"Starting from {path}; the discriminator is new."
+    assert not differing(state.generator, load_generator(path, "cpu").generator.state_dict())
 
 
 def test_what_fits_nowhere_is_refused_with_the_settings_that_do(trained: dict):
     with pytest.raises(ValueError, match="--ngf 4 --norm instance"):
-        start_from(fresh_state(ngf=6), "checkpoints/a/generator.pt")
+        started(fresh_state(ngf=6), "checkpoints/a/generator.pt")
 
 
 def test_the_command_line_starts_from_a_file(

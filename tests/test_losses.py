@@ -1,22 +1,22 @@
 import copy
-import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TINY
 from runs import results
 
-import losses
 from config import Config
 from generator import Generator
-from losses import class_loss, feature_loss, follow, perceptual_loss
+from labels import SCORE_SCALE, Labels, one_hot
+from losses import class_loss, feature_loss, perceptual_loss
 from machine.devices import choose_machine
 from pictures.palettes import TOWNS
 from recipes import resolve
-from train import new_state, train
-from utils import known_sides
+from run.state import new_state
+from scoring import photos
+from train import train, update_ema
+from utils import Facts, Translator, known_sides
 
 COLOURS = list(TOWNS.values())
 
@@ -35,32 +35,65 @@ def test_features_are_compared_but_for_the_verdict():
 def test_the_loss_of_classes_is_the_cross_entropy():
     scores = torch.randn(2, 6, 4, 4)
     classes = torch.randint(6, (2, 4, 4))
-    one_hot = F.one_hot(classes, 6).movedim(-1, 1).float()
-    expected = F.cross_entropy(scores, classes)
-    torch.testing.assert_close(class_loss(scores.softmax(1), one_hot), expected)
-    assert math.isfinite(class_loss(1 - one_hot, one_hot))
+    true = one_hot(classes, 6)
+    chances = (SCORE_SCALE * scores).softmax(dim=1)
+    expected = -chances.gather(1, classes[:, None]).log().mean()
+    torch.testing.assert_close(class_loss(scores, true), expected)
+
+
+def test_the_loss_of_classes_teaches_most_where_it_is_most_wrong():
+    true = one_hot(torch.zeros(1, 1, 1, dtype=torch.long), 2)
+    scores = torch.tensor([-20.0, 20.0]).reshape(1, 2, 1, 1).requires_grad_()  # chance e^-320
+    class_loss(scores, true).backward()
+    assert scores.grad.flatten().tolist() == pytest.approx([-SCORE_SCALE, SCORE_SCALE])
 
 
 def test_classes_become_probabilities_and_at_test_colours():
-    generator = Generator(crop_size=32, ngf=4, bottleneck=4, dropout=False, palette=COLOURS)
-    x = torch.rand(2, 3, 32, 32) * 2 - 1
-    chances = generator(x)
-    assert chances.shape == (2, 6, 32, 32)
-    torch.testing.assert_close(chances.sum(dim=1), torch.ones(2, 32, 32))
-    generator.decoder[-1][1].weight.data.mul_(1e4)  # now it is sure of each pixel
-    picture = generator.eval()(x)
-    assert picture.shape == (2, 3, 32, 32)
-    likeliest = generator.train()(x).argmax(dim=1)
+    labels = Labels(target_colours=COLOURS)
+    scores = torch.randn(2, 6, 32, 32)
+    mean = labels.decode_output(scores)
+    chances = (SCORE_SCALE * scores).softmax(dim=1)
+    expected = sum(
+        chances[:, k, None] * labels.target[k][:, None, None] for k in range(len(COLOURS))
+    )
+    torch.testing.assert_close(mean, expected)
+    likeliest = scores.argmax(dim=1)
     colours = torch.tensor(COLOURS)[likeliest].movedim(-1, 1) / 127.5 - 1
-    assert (picture - colours).abs().amax(dim=1).lt(0.01).float().mean() > 0.9
-    torch.testing.assert_close(generator.as_target(colours).argmax(dim=1), likeliest)
+    assert (labels.finish(10 * scores) - colours).abs().amax(dim=1).lt(0.01).float().mean() > 0.9
+    torch.testing.assert_close(labels.encode_target(colours).argmax(dim=1), likeliest)
+    torch.testing.assert_close(labels.decode_target(labels.encode_target(colours)), colours)
+
+
+def test_photos_pass_as_they_are():
+    x = torch.rand(1, 3, 4, 4)
+    labels = Labels()
+    for method in (
+        *(labels.encode_input, labels.encode_target, labels.decode_target),
+        *(labels.decode_output, labels.finish),
+    ):
+        assert method(x) is x
+
+
+def test_classes_that_score_alike_are_not_mixed():
+    labels = Labels(target_colours=COLOURS, soft_edges=False)
+    picture = labels.finish(torch.zeros(1, 6, 2, 2))
+    assert torch.equal(picture, labels.target[0][:, None, None].expand(1, 3, 2, 2))
+
+
+def test_colours_have_all_their_digits_in_half_precision():
+    config, _ = resolve(Config(dataset="towns", **TINY))
+    sides = known_sides(config)
+    state = new_state(config, sides, choose_machine("cpu", "bf16"))
+    translator = Translator(state.generator, state.labels, Facts(config, sides)).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert translator(torch.rand(1, 3, 32, 32)).dtype == torch.float32
 
 
 def test_even_kernels_begin_without_a_grid():
     torch.manual_seed(0)
     grids = []
     for even_start in (False, True):
-        network = Generator(crop_size=32, dropout=False, norm="none", even_start=even_start)
+        network = Generator(crop_size=32, dropout="none", norm="none", even_start=even_start)
         up = network.decoder[-1][1]
         flat = up(torch.rand(1, up.in_channels, 1, 1).expand(-1, -1, 16, 16))[..., 4:-4, 4:-4]
         grids.append((flat.diff(dim=-1).abs().mean() / flat.std(dim=1).mean()).item())
@@ -75,12 +108,12 @@ def test_the_average_follows_and_forgets_its_beginning():
         with torch.no_grad():
             for parameter in state.generator.parameters():
                 parameter.add_(step)
-        follow(state.average, state.generator, 0.999, step)
+        update_ema(state, 0.999, step)
         decay = (1 + step) / (10 + step)
         now = dict(state.generator.named_parameters())
         expected = {n: decay * mean + (1 - decay) * now[n] for n, mean in expected.items()}
     assert all(torch.allclose(mean, expected[n]) for n, mean in state.average.named_parameters())
-    assert state.shown is state.average
+    assert state.best_generator is state.average
 
 
 def test_the_average_is_what_is_shown_scored_and_kept(towns: Path):
@@ -100,7 +133,7 @@ def test_the_recipe_of_classes_trains(towns: Path):
     finally:
         folder.rename(towns)
     content, rows, _ = results("classes")
-    assert content["generator"]["palette"].shape == (6, 3)
+    assert content["generator"]["decoder.2.1.weight"].shape[1] == 6
     assert float(rows[2]["loss_classes"]) < float(rows[0]["loss_classes"])
     assert "l1" not in rows[0] and float(rows[2]["val_accuracy"]) > 0
 
@@ -113,7 +146,7 @@ def test_a_network_that_knows_photos_tells_pictures_apart(monkeypatch: pytest.Mo
     loss = perceptual_loss(fake * 0.5, y)
     loss.backward()
     assert loss.item() > 0.05 and fake.grad.abs().sum() > 0
-    monkeypatch.setattr(losses, "find_spec", lambda name: None)
-    losses.photo_network.cache_clear()
+    monkeypatch.setattr(photos, "find_spec", lambda name: None)
+    photos.perceptual_network.cache_clear()
     with pytest.raises(ValueError, match=r"pip install -r requirements-eval\.txt"):
         perceptual_loss(fake, y)

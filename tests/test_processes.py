@@ -116,7 +116,7 @@ def assert_close(name: str, other: str) -> None:
 
 # --- The same run ---
 def test_two_processes_make_the_run_of_one(config: Config):
-    config = replace(config, n_epochs=13, val_interval=99, picture_interval=99)  # 56 steps
+    config = replace(config, n_epochs=13, val_interval=99)  # 56 steps
     train(replace(config, name="one"))
     assert run(replace(config, name="two"), 2) == [0, 0]
     assert "val_accuracy" in results("two")[1][0]

@@ -14,7 +14,7 @@ from machine.stopping import StopRequest
 from recipes import resolve
 from run.report import FIRST_COLUMNS, Report, sample_grid, to_image
 from run.sources import open_data
-from train import new_state
+from run.state import new_state
 from utils import known_sides
 
 
@@ -38,10 +38,9 @@ def report(towns: Path) -> Iterator[Report]:
     """A report of a run that has just begun, and its state as ``report.state``."""
     config = resolve(Config(dataset=str(towns), name="a", val_interval=99, **TINY))[0]
     machine = choose_machine("cpu", "fp32")
-    report = Report(
-        config, open_data(config), machine, new_state(config, known_sides(config), machine)
-    )
-    report.state = new_state(config, known_sides(config), machine)
+    state = new_state(config, known_sides(config), machine)
+    report = Report(config, open_data(config, machine), machine, state, StopRequest())
+    report.state = state
     with report:
         yield report
 
@@ -50,7 +49,7 @@ def add_epoch(report: Report, epoch: int, **means: float) -> list[dict[str, str]
     """Log an epoch of 8 steps with such mean losses, and return the table."""
     report.state.epoch, report.state.step = epoch - 1, 8
     report.state.totals = {name: torch.tensor(8 * value) for name, value in means.items()}
-    report.add_epoch(report.state, StopRequest())
+    report.add_epoch(report.state)
     with open("evaluation/a/metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -59,7 +58,7 @@ def test_going_on_drops_the_rows_of_epochs_that_are_done_again(report: Report):
     for epoch in (1, 2, 3):
         add_epoch(report, epoch, loss_d=0.5, l1=0.1 * epoch)
     report.state.epoch = 1
-    again = Report(report.config, report.data, report.machine, report.state)
+    again = Report(report.config, report.data, report.machine, report.state, StopRequest())
     again.state = report.state
     rows = add_epoch(again, 2, loss_d=0.5, l1=0.5, loss_new=7)
     assert [(row["epoch"], row["l1"], row["loss_new"]) for row in rows] == [
@@ -72,10 +71,14 @@ def test_going_on_drops_the_rows_of_epochs_that_are_done_again(report: Report):
     assert list(Path("evaluation/a/tensorboard").iterdir())
 
 
-def test_a_table_of_another_program_is_not_overwritten(report: Report):
-    Path("evaluation/a/metrics.csv").write_text("epoch;l1\n1;0.5\n")
+@pytest.mark.parametrize(
+    "table",
+    ["epoch;l1\n1;0.5\n", 'epoch,l1\n1,"0,5"\n', "epoch,l1\n1,0.5,7\n", "epoch,l1\n1.5,2\n"],
+)
+def test_a_table_that_another_program_saved_is_refused_at_the_start(report: Report, table: str):
+    Path("evaluation/a/metrics.csv").write_text(table)
     with pytest.raises(ValueError, match=r"metrics\.csv is not the table.*move it elsewhere"):
-        Report(report.config, report.data, report.machine, report.state)
+        Report(report.config, report.data, report.machine, report.state, StopRequest())
 
 
 def test_a_log_file_gets_whole_lines_now_and_then(

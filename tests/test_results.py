@@ -148,7 +148,7 @@ def test_of_a_thousand_pictures_only_those_in_sight_are_read(page: "Page"):
 def test_a_page_follows_the_training_and_then_the_scores(
     towns: Path, page: "Page", monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("evaluate.find_network", lambda device: None)
+    monkeypatch.setattr("evaluate.score_network", lambda device: None)
     train(Config(dataset=str(towns), name="a", **TINY))
     address = Path("evaluation/a/index.html").absolute().as_uri()
     page.goto(address)

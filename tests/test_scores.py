@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from generator import nearest_class
+from labels import nearest_class
 from machine.devices import Machine
 from pictures.palettes import MAPS, TOWNS
 from pictures.sides import Sides
@@ -19,8 +19,8 @@ from scoring.scores import (
     grid_energy,
     score_all,
     score_picture,
-    summarise,
 )
+from scoring.tables import over_targets
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
 COLOURS = np.array(list(TOWNS.values()))
@@ -88,7 +88,7 @@ def test_a_grid_shows_at_its_period(period: int):
     y = torch.randn(1, 3, 64, 96) * 0.1
     wave = torch.cos(torch.arange(96) * 2 * math.pi / period) * 0.2
     rows = [score_picture(y + wave, y), score_picture(2 * y, y)]
-    first, second = summarise(rows[:1]), summarise(rows[1:])
+    first, second = map(over_targets, rows)
     for other in GRID_PERIODS:
         assert second[f"grid_{other}"] == pytest.approx(4, rel=1e-3)
         if other == period:
@@ -98,7 +98,11 @@ def test_a_grid_shows_at_its_period(period: int):
     # Sums over pictures, not the mean of their ratios.
     rows[0]["target_grid_2"], rows[1]["target_grid_2"] = 3.0, 1.0
     rows[0]["grid_2"], rows[1]["grid_2"] = 3.0, 5.0
-    assert summarise(rows)["grid_2"] == pytest.approx(8 / 4)
+    batches = [torch.zeros(1, 6, 32, 32, dtype=torch.uint8)] * 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scoring.scores.score_picture", lambda fake, y: rows.pop(0))
+        _, scores = score_all(nn.Identity(), batches, [], sides=Sides(), machine=FP32)
+    assert scores["grid_2"] == pytest.approx(8 / 4)
     assert grid_energy(y + wave.roll(1) + 5, period) == pytest.approx(
         grid_energy(y + wave, period), rel=0.5
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import CPU, TINY
 from PIL import Image
 from runs import assert_same, results
 
@@ -56,7 +56,7 @@ def settings(dataset: str, **changes: object) -> Config:
 
 
 def opened(dataset: str, **changes: object) -> Data:
-    return open_data(settings(dataset, **changes))
+    return open_data(settings(dataset, **changes), CPU)
 
 
 def samples(pairs: PairedImages, epoch: int = 0) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from conftest import CPU
 
 from config import Config
 from pictures import cache
@@ -24,8 +25,6 @@ def test_an_existing_folder_wins_over_an_official_name(towns: Path, tmp_path: Pa
 def test_the_sample_sets_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sources, "N_TRAIN", 2)
     monkeypatch.setattr(sources, "N_VAL", 1)
-    Path("towns").mkdir()  # as in this project's own folder, where the code that draws lies
-    Path("towns/__init__.py").touch()
     assert find_dataset("towns") == Path("data/towns")
     first = Path("data/towns/train/0001.png").stat().st_mtime_ns
     find_dataset("towns")
@@ -80,7 +79,7 @@ def test_folders_named_by_the_user(towns: Path):
 @pytest.mark.parametrize(
     "named",
     [
-        {"input_dir": "deep/photos", "target_dir": "deep/labels"},
+        {"a": "deep/photos", "b": "deep/labels"},
         {"dataset": "deep", "a": "photos", "b": "labels"},
         {"dataset": "deep", "a": "photos", "b": "labels", "val_dir": "deep/val"},
     ],
@@ -111,7 +110,7 @@ def test_every_data_setting_reaches_the_samples(towns: Path):
 
 
 def test_the_data_are_opened_and_described(towns: Path, capsys: pytest.CaptureFixture):
-    data = open_data(small(towns, batch_size=3, name="pairs"))
+    data = open_data(small(towns, batch_size=3, name="pairs"), CPU)
     assert (len(data.train), len(data.val), data.steps_per_epoch) == (8, 2, 2)
     assert (data.picture_size, data.sides.target.palette) == ((64, 64), None)
     assert data.train[0, 0].shape == (6, 32, 32)
@@ -120,7 +119,7 @@ def test_the_data_are_opened_and_described(towns: Path, capsys: pytest.CaptureFi
 
 def test_a_batch_larger_than_the_data_set_is_refused(towns: Path):
     with pytest.raises(ValueError, match=r"batch_size 9 .* 8 training pairs.*Set batch_size to 8"):
-        open_data(small(towns, batch_size=9))
+        open_data(small(towns, batch_size=9), CPU)
 
 
 def test_bad_pictures_of_both_parts_are_listed_together(towns: Path, tmp_path: Path):
@@ -128,7 +127,7 @@ def test_bad_pictures_of_both_parts_are_listed_together(towns: Path, tmp_path: P
     for name in ("train/0003.png", "val/0001.png"):
         (tmp_path / "pairs" / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"2 of 10 pairs[\s\S]*train/0003[\s\S]*val/0001"):
-        open_data(small(tmp_path / "pairs"))
+        open_data(small(tmp_path / "pairs"), CPU)
 
 
 # --- What the pairs are ---
@@ -138,19 +137,19 @@ def pairs(towns: Path, tmp_path: Path) -> Path:
 
 
 def test_where_pairs_lie_may_change(pairs: Path):
-    before = open_data(small(pairs)).identity()
+    before = open_data(small(pairs), CPU).identity()
     assert {part: len(names) for part, names in before.items()} == {"train": 8, "val": 2}
     pairs.rename("elsewhere")
     Path("link").symlink_to("elsewhere")
     for folder in ("elsewhere", "link"):
-        assert changes(before, open_data(small(Path(folder))).identity()) is None
+        assert changes(before, open_data(small(Path(folder)), CPU).identity()) is None
     named = Config(train_dir="elsewhere/train", val_dir="link/val", crop_size=32)
-    assert changes(before, open_data(resolve(named)[0]).identity()) is None
+    assert changes(before, open_data(resolve(named)[0], CPU).identity()) is None
     assert changes({}, before) is None  # a checkpoint that did not tell
 
 
 def test_changed_pairs_are_named(pairs: Path):
-    before = open_data(small(pairs)).identity()
+    before = open_data(small(pairs), CPU).identity()
     train = pairs / "train"
     (train / "0001.png").rename(train / "swap.png")
     (train / "0002.png").rename(train / "0001.png")
@@ -159,7 +158,7 @@ def test_changed_pairs_are_named(pairs: Path):
     shutil.copy(train / "0004.png", pairs / "val" / "copy.png")
     shutil.copy(pairs / "val" / "0001.png", pairs / "val" / "0002.png")
     (pairs / "val" / "copy.png").write_bytes((train / "0004.png").read_bytes() + b"?")
-    message = changes(before, open_data(small(pairs)).identity())
+    message = changes(before, open_data(small(pairs), CPU).identity())
     for line in (
         "changed in train: 0001.png, 0002.png",
         "missing in train: 0003.png",
@@ -179,11 +178,11 @@ def test_long_lists_of_changes_are_cut():
 
 
 def test_validation_pairs_that_were_trained_on_are_refused(pairs: Path):
-    before = open_data(small(pairs)).identity()
+    before = open_data(small(pairs), CPU).identity()
     (pairs / "train" / "0005.png").rename(pairs / "between.png")
     (pairs / "val" / "0002.png").rename(pairs / "train" / "0005.png")
     (pairs / "between.png").rename(pairs / "val" / "0002.png")
-    now = open_data(small(pairs)).identity()
+    now = open_data(small(pairs), CPU).identity()
     assert "1 pairs that are now for validation were trained on before: 0002.png" in changes(
         before, now
     )
@@ -195,15 +194,15 @@ def test_two_files_are_one_content(tmp_path: Path, towns: Path):
     for name in "AB":
         shutil.copytree(towns / "train", tmp_path / "both" / name)
     config = small(tmp_path / "both", check_halves=False)
-    before = open_data(config).identity()
+    before = open_data(config, CPU).identity()
     shutil.copy("both/B/0001.png", "both/B/0002.png")
-    assert "0002.png" in changes(before, open_data(config).identity())
+    assert "0002.png" in changes(before, open_data(config, CPU).identity())
 
 
 def test_contents_are_read_once(pairs: Path, monkeypatch: pytest.MonkeyPatch):
-    before = open_data(small(pairs)).identity()
+    before = open_data(small(pairs), CPU).identity()
     monkeypatch.setattr(cache, "content_of", lambda pair: pytest.fail("read again"))
-    assert open_data(small(pairs)).identity() == before
+    assert open_data(small(pairs), CPU).identity() == before
 
 
 def test_a_hash_sees_every_byte(tmp_path: Path):

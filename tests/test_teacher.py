@@ -1,4 +1,4 @@
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,22 +8,38 @@ from runs import assert_same, results
 from test_finetune import differing, fresh_state
 
 from config import Config
-from losses import class_loss
+from labels import SCORE_SCALE
+from losses import class_loss, loss_weights
 from machine.devices import choose_machine
-from train import train, train_step, weights
+from recipes import resolve
+from run.state import TrainingState, new_state
+from train import train, train_step
+from utils import Facts, known_sides, load_generator
 
 
 def saved(**settings: object) -> str:
     """Save a generator that has learned nothing, and return where."""
-    generator = fresh_state(**settings).generator
-    content = {"generator": generator.state_dict(), "config": asdict(generator.config)}
+    config = settled(**settings)
+    weights = fresh_state(**settings).generator.state_dict()
+    content = {"generator": weights} | Facts(config, known_sides(config)).as_saved()
     torch.save(content, "teacher.pt")
     return "teacher.pt"
 
 
+def settled(**settings: object) -> Config:
+    return resolve(Config(**{"dataset": "x"} | TINY | settings))[0]
+
+
+def taught_state(**settings: object) -> TrainingState:
+    """A new student, with the teacher that the settings name."""
+    config = settled(**settings)
+    teacher = load_generator(config.teacher, device="cpu")
+    return new_state(config, known_sides(config), choose_machine("cpu", "fp32"), teacher)
+
+
 @pytest.mark.parametrize("dataset", ["x", "towns"])  # whose targets are colours, classes
 def test_who_does_as_its_teacher_has_nothing_to_learn(dataset: str):
-    state = fresh_state(dataset=dataset, teacher=saved(dataset=dataset, seed=2))
+    state = taught_state(dataset=dataset, teacher=saved(dataset=dataset, seed=2))
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     stranger = state.teacher(x, state.generator(x))
 
@@ -33,7 +49,8 @@ def test_who_does_as_its_teacher_has_nothing_to_learn(dataset: str):
         torch.nn.init.zeros_(translate.bias)
     fake = state.generator(x)
     same = state.teacher(x, fake)
-    least = 0 if dataset == "x" else class_loss(fake, fake).item()
+    chances = (SCORE_SCALE * fake).softmax(dim=1)
+    least = 0 if dataset == "x" else class_loss(fake, chances).item()
     assert same["loss_maps"].item() < 1e-10
     assert same["loss_taught"].item() == pytest.approx(least, abs=1e-6)
     assert stranger["loss_maps"] > 0.1
@@ -41,7 +58,7 @@ def test_who_does_as_its_teacher_has_nothing_to_learn(dataset: str):
 
 
 def test_a_teacher_gives_one_answer_whatever_noise_it_learned_with():
-    state = fresh_state(teacher=saved(recipe="paper"), recipe="paper")
+    state = taught_state(teacher=saved(recipe="paper"), recipe="paper")
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     fake = state.generator(x)
     first, second = (state.teacher(x, fake)["loss_taught"] for _ in range(2))
@@ -50,14 +67,15 @@ def test_a_teacher_gives_one_answer_whatever_noise_it_learned_with():
 
 def test_a_step_teaches_what_the_teacher_makes_of_labels():
     settings = {"dataset": "towns", "direction": "BtoA", "labels": "input"}
-    state = fresh_state(teacher=saved(seed=2, **settings), **settings)
+    state = taught_state(teacher=saved(seed=2, **settings), **settings)
     x, y = torch.rand(2, 1, 3, 32, 32) * 2 - 1
-    wanted = state.teacher(x, state.generator(x))
-    config = state.generator.config
+    seen = state.labels.encode_input(x)
+    wanted = state.teacher(seen, state.generator(seen))
+    config = settled(teacher="teacher.pt", **settings)
     losses = train_step(state, x, y, config, choose_machine("cpu", "fp32"))
     for name in ("loss_taught", "loss_maps"):
         assert losses[name].item() == pytest.approx(wanted[name].item(), rel=1e-5)
-    weighed = weights(config)
+    weighed = loss_weights(config)
     assert (weighed["loss_taught"], weighed["loss_maps"]) == (config.lambda_l1, 10)
 
 
@@ -69,12 +87,13 @@ def test_a_narrow_student_learns_and_goes_on_with_its_teacher(towns: Path, gan_m
     config = Config(dataset=str(towns), name="whole", **settings)
     train(config)
     train(replace(config, name="parts", n_epochs=1))
+    Path(path).rename("kept.pt")  # the checkpoint holds the teacher
     train(replace(config, name="parts"))
     for whole, parts in zip(results("whole"), results("parts"), strict=True):
         assert_same(whole, parts)
 
-    untaught = fresh_state(seed=0, **settings).teacher
-    learned = fresh_state(**settings).teacher
+    settings |= {"dataset": str(towns), "teacher": "kept.pt"}
+    untaught, learned = taught_state(**settings).teacher, taught_state(**settings).teacher
     learned.load_state_dict(results("whole")[0]["teacher"])
     assert not differing(learned.generator, before)
     names = untaught.translators.state_dict()
@@ -88,4 +107,4 @@ def test_a_narrow_student_learns_and_goes_on_with_its_teacher(towns: Path, gan_m
 )
 def test_who_does_something_else_cannot_teach(settings: dict):
     with pytest.raises(ValueError, match=r"teacher\.pt cannot teach this run: .* above all --dir"):
-        fresh_state(teacher=saved(), **settings)
+        taught_state(teacher=saved(), **settings)

@@ -1,7 +1,9 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,28 +18,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train as training
 from config import Config
 from dataset import normalise
+from losses import Losses, adversarial_loss, discriminator_loss
 from machine.devices import Machine, choose_machine
 from pictures.sides import Sides
 from recipes import resolve
 from run.checkpoints import Checkpoints
 from run.sources import open_data
-from train import (
-    Losses,
-    adversarial_loss,
-    discriminator_loss,
-    learning_rate,
-    new_state,
-    plain_step,
-    train,
-    train_step,
-)
+from run.state import new_state
+from train import batch_step, learning_rate, train, train_step
 from utils import known_sides
 
 CPU = choose_machine("cpu", "fp32")
 
 
 def test_three_steps_of_the_authors_model():
-    config, _ = resolve(Config(dataset="x", recipe="paper", norm="batch", dropout=False))
+    config, _ = resolve(Config(dataset="x", recipe="paper", norm="batch", dropout="none"))
     state = new_state(config, known_sides(config), CPU)
     for network, kind in ((state.generator, "generator"), (state.discriminator, "discriminator")):
         network.double()
@@ -75,7 +70,7 @@ def test_the_last_epoch_still_learns():
 def test_overfits_four_pairs(towns: Path):
     settings = {"crop_size": 32, "load_size": 32, "ngf": 16, "ndf": 8, "flip": False, "lr": 1e-3}
     config, _ = resolve(Config(dataset=str(towns), **settings))
-    state, pairs = new_state(config, known_sides(config), CPU), open_data(config).train
+    state, pairs = new_state(config, known_sides(config), CPU), open_data(config, CPU).train
     x, y = normalise(pairs.__getitems__([(0, index) for index in range(4)]), Sides())
     l1 = [train_step(state, x, y, config, CPU)["l1"].item() for _ in range(250)]
     assert l1[0] > 0.4
@@ -145,15 +140,14 @@ def test_means_of_many_steps_in_half_precision_do_not_stand_still():
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     losses = train_step(state, x, x, config, machine)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    assert {loss.dtype for loss in plain_step(state, x, x, config, machine).values()} == {
-        torch.float32
-    }
+    losses = train_step(state, x, x, replace(config, gan_mode="none"), machine)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
 def test_validation_does_not_touch_the_training(towns: Path):
     config = Config(dataset=str(towns), name="often", norm="batch", **TINY)
     train(config)
-    train(replace(config, name="seldom", val_interval=99, picture_interval=99))
+    train(replace(config, name="seldom", val_interval=99))
     often, seldom = results("often")[0], results("seldom")[0]
     assert_same(often, seldom)
 
@@ -197,13 +191,12 @@ def test_the_loop_reads_the_device_only_at_the_log_interval(
     towns: Path, monkeypatch: pytest.MonkeyPatch, precision: str, gan_mode: str
 ):
     methods, operations = MethodReads(), OperationReads()
-    original = training.train_epoch
 
-    def watched(*arguments: object) -> None:
-        with methods, operations:
-            original(*arguments)
+    def watched(batches: Iterator[Tensor], stop: int) -> Iterator[Tensor]:
+        with methods, operations:  # from the first batch of an epoch to the end of its last step
+            yield from islice(batches, stop)
 
-    monkeypatch.setattr(training, "train_epoch", watched)
+    monkeypatch.setattr(training, "islice", watched)
     monkeypatch.setattr(Checkpoints, "save_if_due", lambda self, state: None)
     settings = TINY | {"log_interval": 3, "precision": precision, "gan_mode": gan_mode}
     train(Config(dataset=str(towns), name="a", **settings))
@@ -213,16 +206,16 @@ def test_the_loop_reads_the_device_only_at_the_log_interval(
 
 
 def test_a_loss_is_added_in_one_place(towns: Path, monkeypatch: pytest.MonkeyPatch):
-    losses, weights = training.target_loss, training.weights
+    losses, weights = training.target_losses, training.loss_weights
 
-    def with_edges(fake: Tensor, y: Tensor, config: Config) -> Losses:
-        return losses(fake, y, config) | {"loss_edges": (fake - y).diff().abs().mean()}
+    def with_edges(output: Tensor, y: Tensor, config: Config) -> Losses:
+        return losses(output, y, config) | {"loss_edges": (output - y).diff().abs().mean()}
 
-    monkeypatch.setattr(training, "target_loss", with_edges)
-    monkeypatch.setattr(training, "weights", lambda c: weights(c) | {"loss_edges": 0.0})
+    monkeypatch.setattr(training, "target_losses", with_edges)
+    monkeypatch.setattr(training, "loss_weights", lambda c: weights(c) | {"loss_edges": 0.0})
     config = Config(dataset=str(towns), name="a", **TINY)
     train(config)
-    monkeypatch.setattr(training, "weights", lambda c: weights(c) | {"loss_edges": 10.0})
+    monkeypatch.setattr(training, "loss_weights", lambda c: weights(c) | {"loss_edges": 10.0})
     train(replace(config, name="b"))
     unweighted, weighted = (results(name)[1] for name in ("a", "b"))
     assert all(float(row["loss_edges"]) > 0 for row in unweighted)
@@ -233,13 +226,12 @@ def test_a_loss_is_added_in_one_place(towns: Path, monkeypatch: pytest.MonkeyPat
 def test_a_batch_in_parts_teaches_what_the_whole_does(gan_mode: str):
     whole, _ = resolve(Config(dataset="x", batch_size=4, gan_mode=gan_mode, **TINY))
     x, y = (torch.rand(4, 3, 32, 32, dtype=torch.float64) * 2 - 1 for _ in range(2))
-    step = plain_step if gan_mode == "none" else train_step
     states, losses = [], []
     for config in (whole, replace(whole, accumulate=2)):
         state = new_state(config, Sides(), CPU)
         for network in (state.generator, state.discriminator):
             network.double()
-        losses.append([step(state, x, y, config, CPU) for _ in range(3)][-1])
+        losses.append([train_step(state, x, y, config, CPU) for _ in range(3)][-1])
         states.append(state)
     for networks in zip(*((s.generator, s.discriminator) for s in states), strict=True):
         for one, other in zip(*(n.parameters() for n in networks), strict=True):
@@ -280,8 +272,9 @@ def saved_by(network: torch.nn.Module, x: Tensor) -> list[Tensor]:
 def test_only_a_step_that_can_be_recorded_is_played_back(
     settings: dict, device: str, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(training, "played_back", lambda step, optimizers: "played back")
+    graphs: list[None] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(None))
     config, _ = resolve(Config(dataset="x", **(TINY | settings)))
-    state = new_state(config, known_sides(config), CPU)
-    step = training.step_of(state, config, Machine(torch.device(device), torch.float32))
-    assert (step == "played back") == is_recorded
+    machine = Machine(torch.device(device), torch.float32)
+    batch_step(new_state(config, Sides(), CPU), Sides(), config, machine)
+    assert len(graphs) == is_recorded

@@ -1,7 +1,7 @@
 """Any picture goes in, one of its size comes out, the same bits from script and notebook."""
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,13 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from config import Config
-from generator import Generator
 from pictures.jobs import Job, find_jobs
 from pictures.palettes import painted
 from pictures.sides import Side, Sides
 from recipes import resolve
 from run.checkpoints import save_file
-from translate import main, translate, translate_files, translate_jobs
-from utils import build_generator, known_sides, load_generator
+from translate import Options, main, translate, translate_files, translate_jobs
+from utils import Facts, Translator, build_generator, known_sides, load_generator
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -34,13 +33,16 @@ def made(path: str = "generator.pt", sides: Sides | None = None, **settings: obj
     generator = build_generator(config, sides)
     with torch.no_grad():
         generator.decoder[-1][1].weight *= 50
-    content = {"generator": generator.state_dict(), "config": asdict(config)}
-    facts = {"picture_size": (64, 64), "sides": sides.as_saved()}
-    save_file(content | facts, Path(path))
+    facts = Facts(config, sides, picture_size=(64, 64)).as_saved()
+    save_file({"generator": generator.state_dict()} | facts, Path(path))
     return Path(path)
 
 
-def seen(generator: Generator) -> list[tuple[int, ...]]:
+def learn(translator: Translator, **facts: object) -> None:
+    translator.facts = replace(translator.facts, **facts)
+
+
+def seen(generator: Translator) -> list[tuple[int, ...]]:
     """Return a list that each call of the generator adds the shape of its input to."""
     shapes: list[tuple[int, ...]] = []
     generator.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
@@ -51,7 +53,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def by_hand(generator: Generator, picture: np.ndarray) -> np.ndarray:
+def by_hand(generator: Translator, picture: np.ndarray) -> np.ndarray:
     """Translate (H, W, C) uint8, sides multiples of 32, as the paper's equations say."""
     x = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].float() / 127.5 - 1
     return (generator(x)[0].permute(1, 2, 0).numpy() * 127.5 + 127.5).round().astype(np.uint8)
@@ -102,7 +104,7 @@ def test_scales(scale: str | None, settings: dict, shape: tuple[int, int]):
 @pytest.mark.parametrize(("keep_aspect", "shape"), [(True, (96, 96)), (False, (64, 96))])
 def test_training_pictures_that_were_not_square(keep_aspect: bool, shape: tuple[int, int]):
     generator = load_generator(made(keep_aspect=keep_aspect))
-    generator.picture_size = (72, 36)
+    learn(generator, picture_size=(72, 36))
     shapes = seen(generator)
     translate(generator, Image.new("RGB", (96, 96)))
     # Squeezed by 36 / 72 and 36 / 36, or both by 36 / 36.
@@ -111,7 +113,7 @@ def test_training_pictures_that_were_not_square(keep_aspect: bool, shape: tuple[
 
 def test_what_the_checkpoint_does_not_say_is_asked_for():
     generator = load_generator(made())
-    generator.picture_size = None
+    learn(generator, picture_size=None)
     shapes = seen(generator)
     translate(generator, Image.new("RGB", (64, 64)))
     assert shapes == [(1, 3, 64, 64)]
@@ -224,20 +226,20 @@ def test_classes_come_out_by_their_numbers():
 
 def test_pairs_are_cut_where_the_training_cut_them(capsys: pytest.CaptureFixture[str]):
     generator = load_generator(made(direction="BtoA"))
-    generator.side_by_side = True
+    learn(generator, side_by_side=True)
     pair = np.concatenate([NOISE[:, :64], NOISE[:, 32:]], axis=1)
     right = translate(generator, Image.fromarray(pair[:, 64:]))
     assert np.array_equal(pixels(translate(generator, Image.fromarray(pair))), pixels(right))
     assert translate(generator, Image.fromarray(pair), whole=True).size == (128, 64)
     Image.fromarray(pair).save("pair.png")
-    translate_jobs(generator, find_jobs("pair.png", Path("out.png")))
+    translate_jobs(generator, find_jobs("pair.png", Path("out.png")), Options())
     assert "1 pictures are pairs" in capsys.readouterr().out
     assert np.array_equal(pixels(Image.open("out.png")), pixels(right))
 
 
 def test_after_a_training_on_many_sizes_pictures_are_squeezed():
     generator = load_generator(made())
-    generator.mixed_sizes = True
+    learn(generator, mixed_sizes=True)
     shapes = seen(generator)
     translate(generator, Image.new("RGB", (180, 128)))
     assert shapes == [(1, 3, 32, 32)]
@@ -264,7 +266,7 @@ def test_a_place_on_earth_goes_from_input_to_output():
 def test_no_seam_between_tiles():
     # Nothing but a norm, which sees another mean in each tile: the worst that tiles can differ.
     generator = load_generator(made())
-    generator.picture_size = None
+    learn(generator, picture_size=None)
     generator.forward = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.Tanh())
     shapes = seen(generator)
     ramp = np.linspace(40, 200, 512)[None, :, None] + np.linspace(0, 40, 320)[:, None, None]
@@ -295,10 +297,10 @@ def test_samples_are_seeded_and_leave_no_trace():
     assert not np.array_equal(first, second)
     assert np.array_equal(plain, pixels(translate(generator, picture)))
     with pytest.raises(ValueError, match="no dropout"):
-        translate(load_generator(made(dropout=False)), picture, seed=0)
+        translate(load_generator(made(dropout="none")), picture, seed=0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"norm": "batch"}, {"dropout_at_test": True}])
+@pytest.mark.parametrize("settings", [{}, {"norm": "batch"}, {"dropout": "always"}])
 def test_a_list_gives_the_bits_of_single_pictures(settings: dict):
     generator = load_generator(made(**settings))
     pictures = [Image.fromarray(NOISE[:, start : start + 64]) for start in (0, 16, 32)]

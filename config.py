@@ -10,53 +10,6 @@ import tyro
 from annotated_types import Ge, Gt, Interval, Lt
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-# The paper (section 3.3, appendix 6.2), with the epochs of the authors' PyTorch port.
-PAPER: dict[str, Any] = {
-    "direction": "AtoB",
-    "load_size": 286,
-    "crop_size": 256,
-    "batch_size": 1,
-    "flip": True,
-    "n_epochs": 100,
-    "n_epochs_decay": 100,
-}
-
-# How to learn: as in the paper, or with what has helped since (measured in the README).
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "bottleneck": 1,
-        "dropout": "training",
-        "even_start": False,
-        "labels": "none",
-        "lambda_l1": 100.0,
-        "lambda_features": 0.0,
-        "ema_decay": 0.0,
-    },
-    "modern": {
-        "bottleneck": 4,
-        "dropout": "none",
-        "even_start": True,
-        "labels": "target",  # where their colours are known
-        "lambda_l1": 25.0,
-        "lambda_features": 10.0,
-        "ema_decay": 0.999,
-    },
-}
-
-# What a data set changes in that. The paper's shorter trainings do not decay.
-_DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4}
-_EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
-PRESETS: dict[str, dict[str, Any]] = {
-    "towns": _DRAWN,
-    "heights": _DRAWN,
-    "facades": {"direction": "BtoA"},
-    "maps": {},
-    "cityscapes": {"direction": "BtoA"},
-    "edges2shoes": _EDGES,
-    "edges2handbags": _EDGES,
-    "night2day": {"batch_size": 4, "n_epochs": 17, "n_epochs_decay": 0},
-}
-
 # Where the authors publish the archives of those data sets (the drawn ones aside).
 OFFICIAL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import OFFICIAL, PRESETS, Config
+from config import OFFICIAL, Config
 from dataset import PairedImages
 from machine.devices import Machine
 from pictures.decode import BadPictures
@@ -21,7 +21,7 @@ from pictures.shards import find_sharded
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
 from pictures.store import LOOKED_AT
 from pictures.tars import is_shards
-from recipes import is_path, palettes_of
+from recipes import PRESETS, is_path, palettes_of
 from samples.heights import draw_heights
 from samples.towns import N_TRAIN, N_VAL, draw_towns
 from utils import Facts

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import script
 
-from config import PRESETS, Config
-from recipes import describe, resolve
+from config import Config
+from recipes import PRESETS, describe, resolve
 
 
 def test_default_is_the_paper_but_for_towns():

@@ -153,7 +153,7 @@ def test_what_cannot_be_transparent_is_told(
     Image.fromarray(clear).save("clear.png")
     generator = made(sides=Sides(Side(), target), labels="target" if target.index else None)
     for alpha in ("white", "keep"):
-        translate_files(generator, "clear.png", Path("out.tif"), alpha=alpha)
+        translate_files(generator, "clear.png", Path("out.tif"), options=Options(alpha=alpha))
         assert tifffile.imread("out.tif").shape == shape
         assert "1 pictures are partly transparent and were drawn over white\n" in (
             capsys.readouterr().out

@@ -76,6 +76,8 @@ class Reading(NamedTuple):
     """What becomes of opacity: white draws the picture over white, keep makes it a channel."""
     labels: bool = False
     """Whether they are label pictures, whose numbers and palettes stand for classes."""
+    ignore: int | None = None
+    """The number of pixels in label pictures that belong to no class."""
     max_pixels: int | None = None
     """Pixels of the largest picture; None: MAX_PIXELS."""
 
@@ -219,19 +221,21 @@ def _picture_of(raw: Raw, reading: Reading) -> Picture:
         raise UnusableError(f"{(~np.isfinite(pixels)).mean():.1%} of it is NaN or infinite", FILL)
     pixels = _upright(pixels, raw.orientation())
     if raw.index:
-        return Picture(_painted(pixels), index=raw.index, tags=raw.tags)
+        return Picture(_painted(pixels, reading.ignore), index=raw.index, tags=raw.tags)
     if _is_drawn(raw, reading):
         pixels, alpha = _over_white(pixels, raw.opacity == "scaled")
     return Picture(pixels, alpha, tags=raw.tags)
 
 
-def _painted(numbers: np.ndarray) -> np.ndarray:
-    if numbers.min() < 0 or numbers.max() > 255 or (numbers % 1).any():
+def _painted(numbers: np.ndarray, ignore: int | None) -> np.ndarray:
+    classes = numbers if ignore is None else numbers[numbers != ignore]
+    low, high = (classes.min(), classes.max()) if classes.size else (0, 0)
+    if low < 0 or high > 255 or (classes % 1).any():
         raise UnusableError(
-            f"its numbers, {numbers.min():g} to {numbers.max():g}, are not those of classes, which "
-            "are whole ones from 0 to 255"
+            f"its numbers, {low:g} to {high:g}, are not those of classes, which are whole ones "
+            "from 0 to 255, and the one that ignore names"
         )
-    return painted(numbers[..., 0].astype(np.uint8))
+    return painted(numbers[..., 0], ignore)
 
 
 def _over_white(pixels: np.ndarray, scaled: bool) -> tuple[np.ndarray, np.ndarray]:

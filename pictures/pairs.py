@@ -51,6 +51,7 @@ class Preparation:
     keep_aspect: bool
     nearest: str
     check_halves: bool
+    ignore: int | None
     max_pixels: int | None
     on_bad_picture: str
     cache_dir: str
@@ -82,7 +83,8 @@ class Preparation:
 
     def reading(self, role: str) -> Reading:
         """Return how the files of a side are read."""
-        return Reading(self.alpha, self.found_labels in (role, "both"), self.max_pixels)
+        labels = self.found_labels in (role, "both")
+        return Reading(self.alpha, labels, self.ignore, self.max_pixels)
 
     def is_nearest(self, role: str) -> bool:
         """Whether pictures of a side are resized without new colours."""

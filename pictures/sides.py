@@ -1,8 +1,10 @@
 """What the pictures of either side of a pair are: which numbers, and what these stand for."""
 
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,8 +102,60 @@ class Sides(NamedTuple):
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Mapping[str, Any]]) -> "Sides":
-        """Return what ``as_saved`` made plain."""
-        return cls(*(Side(**saved[name]) for name in cls._fields))
+        """Return what ``as_saved`` made plain, whoever wrote the file that it comes from.
+
+        Raises:
+            ValueError: It is not what ``as_saved`` makes.
+        """
+        if not (isinstance(saved, Mapping) and saved.keys() == {*cls._fields}):
+            raise ValueError(f"its sides are {saved!r:.80}; expected input and target")
+        return cls(*(_checked_side(name, saved[name]) for name in cls._fields))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_palette(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(colour, list | tuple) and len(colour) == 3 for colour in value.values())
+        and all(type(n) is int and 0 <= n <= 255 for colour in value.values() for n in colour)
+    )
+
+
+# What a field of a side may be: whether a value is such a one, and in words.
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "channels": (lambda v: type(v) is int and 1 <= v <= 65535, "1 to 65535, a whole number"),
+    "dtype": (lambda v: isinstance(v, str) and v in OWN_RANGES, f"one of {', '.join(OWN_RANGES)}"),
+    "low": (_is_number, "a finite number"),
+    "high": (_is_number, "a finite number"),
+    "palette": (lambda v: v is None or _is_palette(v), "names, with three numbers 0 to 255 each"),
+    "index": (lambda v: isinstance(v, str) and v in ("", "P", "L"), "P, L or nothing"),
+    "is_exact": (lambda v: type(v) is bool, "true or false"),
+}
+
+
+def _checked_side(role: str, saved: Any) -> Side:
+    """Return a side from the plain data of its fields, those that an older file lacks as usual."""
+    if not (isinstance(saved, Mapping) and saved.keys() <= FIELDS.keys()):
+        raise ValueError(f"its {role} side is {saved!r:.80}; expected {', '.join(FIELDS)}")
+    for name, value in saved.items():
+        is_right, expected = FIELDS[name]
+        if not is_right(value):
+            raise ValueError(f"{name} of its {role} side is {value!r:.80}; expected {expected}")
+    side = Side(**saved)
+    if not side.low < side.high:
+        raise ValueError(f"its {role} side goes from {side.low:g} to {side.high:g}; expected more")
+    if side.palette:
+        side = replace(side, palette={name: tuple(c) for name, c in side.palette.items()})
+    if side.index and not all(
+        re.fullmatch(r"class \d{1,3}", name) for name in side.palette or [""]
+    ):
+        raise ValueError(f"its {role} side numbers classes, and they are called {side.palette}")
+    return side
 
 
 def common_dtype(kinds: Iterable[Kind]) -> np.dtype:

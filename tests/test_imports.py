@@ -20,7 +20,7 @@ ALLOWED = {
     "pictures": "machine",
     "samples": "pictures machine",
     "scoring": "dataset generator machine pictures",
-    "web": "machine pictures",
+    "web": "machine pictures scoring",
     "run": "config dataset discriminator generator losses recipes utils machine pictures samples"
     " scoring web",
     "train": "config dataset discriminator generator losses recipes utils machine pictures run",

@@ -63,6 +63,39 @@ def test_every_score_has_its_meaning():
     assert meaning_of("load_size") == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", "{"),
+        ("config.json", "\xff"),
+        ("metrics.csv", "epoch,l1\n1,0,5\n2,x\n"),
+        ("metrics.csv", "epoch,l1\n1;0,5\n"),
+        ("scores_val.json", "3"),
+        ("scores_val.json", '{"l1": 0.5}'),
+        ("scores_val.csv", "picture,l1\none\n"),
+    ],
+)
+def test_a_file_that_was_edited_is_named(file: str, content: str):
+    run = scored("a", rows(l1=[0.5]))
+    (run.folder / file).write_text(content, encoding="latin1")
+    with pytest.raises(ValueError, match=rf"evaluation/a/{file} is not "):
+        write_results_page([run])
+
+
+def test_other_pictures_beside_those_of_the_run_do_no_harm():
+    run = scored("a", rows(l1=[0.5, 0.1]))
+    for path in (run.pictures / "00001 copy.png", run.pictures / "00009.png"):
+        path.write_bytes((run.pictures / "00001.png").read_bytes())
+    for name in ("output_001.png", "output_001 copy.png", "output_.png"):
+        (run.folder / name).touch()
+    text = write_results_page([run]).read_text()
+    assert '"file": "00002"' in text
+    assert "copy" not in text
+    assert '"file": "00009"' not in text
+    assert run.epochs == [1]
+
+
 def test_scores_of_other_data_do_not_replace_the_page(page: "Page"):
     first = write_results_page([scored("a", rows(l1=[0.5]))])
     other = write_results_page([scored("a", rows(l1=[0.5]), label="100% #1_all")])

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -181,10 +182,12 @@ def _opened(path: Path, reading: Reading) -> Iterator[Raw]:
 
 
 def _check_size(raw: Raw, max_pixels: int) -> None:
-    if raw.height * raw.width > max_pixels:
+    pixels = raw.height * raw.width * max(1, raw.channels / 4)  # more channels take more memory
+    if pixels > max_pixels:
+        channels = f" of {raw.channels} channels" * (raw.channels > 4)
         raise UnusableError(
-            f"its {raw.width}x{raw.height} pixels are more than {max_pixels / 1e6:.4g} million; "
-            "shrink it, or raise max_pixels if it is meant"
+            f"its {raw.width}x{raw.height} pixels{channels} are more than {max_pixels / 1e6:.4g} "
+            "million; shrink it, or raise max_pixels if it is meant"
         )
 
 
@@ -197,7 +200,8 @@ def _reason(path: Path, error: Exception) -> str:
         return "an empty file (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         return "not a PNG, JPEG, WebP, TIFF, BMP or NumPy picture, or cut short"
-    return f"it cannot be decoded ({str(error) or type(error).__name__})"
+    said = shorten(str(error), width=150) or type(error).__name__  # some quote the whole file
+    return f"it cannot be decoded ({said})"
 
 
 def _header_of(raw: Raw, reading: Reading) -> Header:

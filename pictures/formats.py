@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -275,9 +276,7 @@ def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
     """
     pages = [page for page in _pages_of(tiff) if not page.subfiletype & REDUCED_OR_MASK]
     first, series = pages[0].aspage(), tiff.series[0]
-    if first.is_tiled and first.tilewidth * first.tilelength > max(LARGE_TILE, 4 * first.size):
-        tile = f"{first.tilewidth}x{first.tilelength}"
-        raise UnusableError(f"tiles of {tile} for a picture of {first.imagewidth} columns")
+    _check_pieces(first)
     # Of a stack that lies in one piece, only the first page may be listed.
     n_pages = max(len(pages), series.size // first.size // len(series.pages))
     if n_pages == 1:
@@ -285,6 +284,16 @@ def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
     if len(series.pages) != len(pages) or set(series.axes) & set("ZTI") or series.ndim != 3:
         raise UnusableError(f"a stack of {n_pages} pictures")
     return first, series
+
+
+def _check_pieces(page: tifffile.TiffPage) -> None:
+    """Refuse a page whose strips or tiles are not there, each of which would be looked for."""
+    n_pieces = math.prod(page.chunked)
+    if n_pieces > len(page.dataoffsets) and not page.is_contiguous:
+        raise UnusableError(f"it holds {len(page.dataoffsets)} of its {n_pieces} strips or tiles")
+    if page.is_tiled and page.tilewidth * page.tilelength > max(LARGE_TILE, 4 * page.size):
+        tile = f"{page.tilewidth}x{page.tilelength}"
+        raise UnusableError(f"tiles of {tile} for a picture of {page.imagewidth} columns")
 
 
 def _pages_of(tiff: tifffile.TiffFile) -> Iterator[Any]:

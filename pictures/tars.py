@@ -204,8 +204,8 @@ def headers_in(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     try:
         return tar.next()
-    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        raise tarfile.ReadError(f"a header makes no sense ({error})") from error
+    except (ValueError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise tarfile.ReadError(f"a header makes no sense ({type(error).__name__})") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a place in the file that cannot be
             raise

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from machine.devices import Machine
 from samples.towns import draw_towns
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU = Machine(torch.device("cpu"), torch.float32)
 # A network small enough for a test: the smallest crop, a few channels.
 TINY = {
     "crop_size": 32,

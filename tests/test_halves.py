@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CPU
 from PIL import Image
 
 from config import Config
@@ -54,9 +55,9 @@ def test_single_pictures_are_refused(halves: dict, kind: str, tmp_path: Path):
     saved(tmp_path / "single", (picture[16:48] for picture in halves[kind]))
     settings = {"dataset": "single", "crop_size": 32}
     with pytest.raises(ValueError, match="goes on where the left one ends") as caught:
-        open_data(resolve(Config(**settings))[0])
+        open_data(resolve(Config(**settings))[0], CPU)
     assert "two folders, A and B. To cut each in half all the same, set" in str(caught.value)
-    data = open_data(resolve(Config(**settings, check_halves=False))[0])
+    data = open_data(resolve(Config(**settings, check_halves=False))[0], CPU)
     assert len(data.train) + len(data.val) == 10
 
 

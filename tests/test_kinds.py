@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import TINY
+from conftest import CPU, TINY
 from PIL import Image
 
 from config import Config
@@ -71,7 +71,7 @@ def test_from_photos_to_heights_in_metres(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(
         BadPictures, match="it has 1 channel of uint16; expected 1 channel of float"
     ):
-        open_data(resolve(Config(dataset="hills", **QUICK))[0])
+        open_data(resolve(Config(dataset="hills", **QUICK))[0], CPU)
 
 
 def test_classes_by_number_are_found_learned_and_written():
@@ -112,7 +112,7 @@ def test_masks_that_fill_little_of_their_range_are_noticed(capsys: pytest.Captur
         ({"target_range": (0, 1)}, False),
         ({"labels": "target"}, False),
     ):
-        data = open_data(resolve(Config(dataset="masks", **QUICK | typed))[0])
+        data = open_data(resolve(Config(dataset="masks", **QUICK | typed))[0], CPU)
         line = "targets fill 0 to 1 of 0 to 255; give --target-range 0 1, or --labels target"
         assert (line in capsys.readouterr().out) == said
     assert data.sides.target.index == "L"
@@ -124,9 +124,9 @@ def test_a_range_that_cuts_off_much_is_noticed(capsys: pytest.CaptureFixture[str
         sparse = np.zeros((40, 40), np.float32)
         sparse[5:15, 5] = 99
         tifffile.imwrite(f"masks/B/{number}.png", sparse)
-    open_data(resolve(Config(dataset="masks", target_range=(0, 2), **QUICK))[0])
+    open_data(resolve(Config(dataset="masks", target_range=(0, 2), **QUICK))[0], CPU)
     assert "far beyond 0 to 2, where they are cut off; --target-range 0 " in capsys.readouterr().out
-    open_data(resolve(Config(dataset="masks", target_range=(0, 99), **QUICK))[0])
+    open_data(resolve(Config(dataset="masks", target_range=(0, 99), **QUICK))[0], CPU)
     assert "cut off" not in capsys.readouterr().out
 
 
@@ -136,7 +136,7 @@ def test_photos_are_not_taken_for_labels():
     with pytest.raises(
         ValueError, match=r"targets do not look like label pictures: .*Leave target"
     ):
-        open_data(resolve(Config(dataset="photos", labels="target", **QUICK))[0])
+        open_data(resolve(Config(dataset="photos", labels="target", **QUICK))[0], CPU)
 
 
 def test_numbers_are_numbers_with_a_palette_or_without_and_unknown_ones_are_told(
@@ -144,7 +144,7 @@ def test_numbers_are_numbers_with_a_palette_or_without_and_unknown_ones_are_told
 ):
     save_pairs(Path("set/train"), [numbers(1, 2), numbers(1, 2).convert("P"), numbers(2)])
     save_pairs(Path("set/val"), [numbers(1, 9), numbers(1).convert("P")])
-    data = open_data(resolve(Config(dataset="set", labels="target", **QUICK))[0])
+    data = open_data(resolve(Config(dataset="set", labels="target", **QUICK))[0], CPU)
     assert list(data.sides.target.palette) == ["class 1", "class 2"]
     assert "1 of 2 targets hold classes that the training" in capsys.readouterr().out
 
@@ -152,7 +152,7 @@ def test_numbers_are_numbers_with_a_palette_or_without_and_unknown_ones_are_told
 def test_more_numbers_than_can_be_classes_are_refused_not_merged():
     save_pairs(Path("many"), [numbers(*range(100))] * 3)
     with pytest.raises(ValueError, match="they have more than 64 classes"):
-        open_data(resolve(Config(dataset="many", labels="target", **QUICK))[0])
+        open_data(resolve(Config(dataset="many", labels="target", **QUICK))[0], CPU)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7])
@@ -166,7 +166,7 @@ def test_numbers_come_through_cache_and_networks_range_and_back(dtype: str, chan
             pixels = (pixels / 256 if dtype == "uint8" else pixels).astype(dtype)
             tifffile.imwrite(f"set/{half}/{number}.tif", pixels, photometric="minisblack")
     typed = QUICK | {"load_size": 32, "flip": False}
-    data = open_data(resolve(Config(dataset="set", **typed))[0])
+    data = open_data(resolve(Config(dataset="set", **typed))[0], CPU)
     batch = data.train.__getitems__([(0, index) for index in range(len(data.train))])
     _, targets = normalise(batch, data.sides)
     for pair, target in zip(data.train.pairs, targets, strict=True):

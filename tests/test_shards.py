@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import CPU, TINY
 from PIL import Image
 from runs import assert_same, results
 
@@ -56,7 +56,7 @@ def settings(dataset: str, **changes: object) -> Config:
 
 
 def opened(dataset: str, **changes: object) -> Data:
-    return open_data(settings(dataset, **changes))
+    return open_data(settings(dataset, **changes), CPU)
 
 
 def samples(pairs: PairedImages, epoch: int = 0) -> list[torch.Tensor]:
@@ -89,7 +89,7 @@ def test_pairs_in_shards_are_those_of_the_folder_they_were_made_of(towns: Path, 
     [
         (("{}.a.png", "{}.b.png"), {}),
         (("{}.a.jpg", "{}.b.png"), {}),
-        (("{}.photo.png", "{}.map.png"), {"suffix_a": ".photo", "suffix_b": ".map"}),
+        (("{}.photo.png", "{}.map.png"), {"a": "*.photo", "b": "*.map"}),
         (("x/A/{}.png", "x/B/{}.png"), {}),
         (("images/{}.png", "masks/{}.png"), {"a": "images", "b": "masks"}),
         (("long" * 40 + "/ü/A/{}.png", "long" * 40 + "/ü/B/{}.png"), {}),

@@ -2,12 +2,14 @@
 
 import difflib
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".npy")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters or more: not of a drive
 # What lies beside pictures and is none; whatever else is left out is named.
 NO_PICTURES = {".txt", ".md", ".json", ".csv", ".xml", ".html", ".ini", ".db", ".py", ".tfw"}
 
@@ -69,6 +71,8 @@ def check_folder(folder: Path, what: str) -> None:
     """
     if folder.is_dir():
         return
+    if ADDRESS.match(str(folder)):
+        raise FileNotFoundError(f"{what} {folder} is an address. Fetch it, and give a local folder")
     if folder.exists():
         raise NotADirectoryError(
             f"{what} {folder} is a file. Expected a folder of pictures; unpack an archive first"

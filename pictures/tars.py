@@ -14,10 +14,9 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from pictures.folders import identity, listed, normal_name
+from pictures.folders import ADDRESS, identity, listed, normal_name
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # of two letters and more, so no drive
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2|txz)$", re.IGNORECASE)
 # What compressed files begin with, whatever they are called.
 COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\3\4")

@@ -82,6 +82,18 @@ def test_bad_pictures_are_listed_all_at_once(tmp_path: Path, opened: Opener, lim
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+@pytest.mark.parametrize("limit", [16.0, 0.0])
+def test_names_need_not_be_text(tmp_path: Path, opened: Opener, limit: float) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    good, bad = draw(folder, 2), Pair(folder / os.fsdecode(b"\xe4.png"))
+    bad.a.touch()
+    for _ in range(2):
+        store = opened([*good, bad], on_bad_picture="skip", cache_limit_gb=limit)
+        assert store.pairs == tuple(good)
+        assert r"d\udcff/\udce4.png: an empty file" in store.notes[0].encode().decode()
+
+
 def test_a_long_list_is_cut(tmp_path: Path, opened: Opener) -> None:
     with pytest.raises(BadPictures, match=r"30 of 30 [\s\S]* and 10 more\n") as caught:
         opened([Pair(tmp_path / f"{i}.png") for i in range(30)])

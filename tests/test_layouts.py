@@ -217,6 +217,11 @@ def test_a_missing_folder_names_its_near_matches(tmp_path: Path) -> None:
         find_pairs(tmp_path / "nothing/like/it")
 
 
+def test_an_address_is_not_a_folder() -> None:
+    with pytest.raises(FileNotFoundError, match="is an address. Fetch it, and give a local folder"):
+        find_pairs(Path("https://x.org/maps"))
+
+
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     place(tmp_path, "maps.tar.gz")
     with pytest.raises(NotADirectoryError, match="unpack an archive first"):

@@ -218,7 +218,7 @@ def test_a_missing_folder_names_its_near_matches(tmp_path: Path) -> None:
 
 
 def test_an_address_is_not_a_folder() -> None:
-    with pytest.raises(FileNotFoundError, match="is an address. Fetch it, and give a local folder"):
+    with pytest.raises(FileNotFoundError, match="is an address"):
         find_pairs(Path("https://x.org/maps"))
 
 

@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
-Palette = dict[str, tuple[int, int, int]]  # by the names of the classes, 0 to 255 each
+Level = Annotated[int, Interval(ge=0, le=255)]
+Palette = dict[str, tuple[Level, Level, Level]]  # by the names of the classes
 
 # The built-in towns set. The colours lie far apart and no colour lies near the middle of two
 # others, so that a blurred edge between two classes seldom reads as a third class.

@@ -1,13 +1,15 @@
 """What the pictures of either side of a pair are: which numbers, and what these stand for."""
 
-import math
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Interval, MinLen
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from pictures.palettes import Palette
 
@@ -35,17 +37,25 @@ class Kind(NamedTuple):
 class Side:
     """What the pictures of one side are; a network sees ``low`` to ``high`` as -1 to 1."""
 
-    channels: int = 3
-    dtype: str = "uint8"
-    """Of the files: uint8, uint16, int16 or float32."""
-    low: float = 0.0
-    high: float = 255.0
-    palette: Palette | None = None
+    channels: Annotated[int, Interval(ge=1, le=65535)] = 3
+    dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
+    """Of the files."""
+    low: FiniteFloat = 0.0
+    high: FiniteFloat = 255.0
+    palette: Annotated[Palette, MinLen(1)] | None = None
     """The colours of the classes, where they are label pictures."""
-    index: str = ""
-    """As ``Kind.index``."""
+    index: Literal["", "P", "L"] = ""
+    """As ``Kind.index``; the classes are then called "class NUMBER"."""
     is_exact: bool = False
     """Whether they hold the colours of the classes alone, none in between."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be together."""
+        if not self.low < self.high:
+            raise ValueError(f"it goes from {self.low:g} to {self.high:g}; expected more")
+        names = self.palette or ("no names",)
+        if self.index and not all(re.fullmatch(r"class \d{1,3}", name) for name in names):
+            raise ValueError(f"its classes are numbered and called {', '.join(names)}")
 
     @property
     def kind(self) -> Kind:
@@ -109,53 +119,19 @@ class Sides(NamedTuple):
         """
         if not (isinstance(saved, Mapping) and saved.keys() == {*cls._fields}):
             raise ValueError(f"its sides are {saved!r:.80}; expected input and target")
-        return cls(*(_checked_side(name, saved[name]) for name in cls._fields))
+        return cls(*(_side_from(name, saved[name]) for name in cls._fields))
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_palette(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(name, str) for name in value)
-        and all(isinstance(colour, list | tuple) and len(colour) == 3 for colour in value.values())
-        and all(type(n) is int and 0 <= n <= 255 for colour in value.values() for n in colour)
-    )
-
-
-# What a field of a side may be: whether a value is such a one, and in words.
-FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "channels": (lambda v: type(v) is int and 1 <= v <= 65535, "1 to 65535, a whole number"),
-    "dtype": (lambda v: isinstance(v, str) and v in OWN_RANGES, f"one of {', '.join(OWN_RANGES)}"),
-    "low": (_is_number, "a finite number"),
-    "high": (_is_number, "a finite number"),
-    "palette": (lambda v: v is None or _is_palette(v), "names, with three numbers 0 to 255 each"),
-    "index": (lambda v: isinstance(v, str) and v in ("", "P", "L"), "P, L or nothing"),
-    "is_exact": (lambda v: type(v) is bool, "true or false"),
-}
-
-
-def _checked_side(role: str, saved: Any) -> Side:
-    """Return a side from the plain data of its fields, those that an older file lacks as usual."""
-    if not (isinstance(saved, Mapping) and saved.keys() <= FIELDS.keys()):
-        raise ValueError(f"its {role} side is {saved!r:.80}; expected {', '.join(FIELDS)}")
-    for name, value in saved.items():
-        is_right, expected = FIELDS[name]
-        if not is_right(value):
-            raise ValueError(f"{name} of its {role} side is {value!r:.80}; expected {expected}")
-    side = Side(**saved)
-    if not side.low < side.high:
-        raise ValueError(f"its {role} side goes from {side.low:g} to {side.high:g}; expected more")
-    if side.palette:
-        side = replace(side, palette={name: tuple(c) for name, c in side.palette.items()})
-    if side.index and not all(
-        re.fullmatch(r"class \d{1,3}", name) for name in side.palette or [""]
-    ):
-        raise ValueError(f"its {role} side numbers classes, and they are called {side.palette}")
-    return side
+def _side_from(role: str, saved: Any) -> Side:
+    """Return a side from plain data; what an older file lacks is as usual."""
+    try:  # as JSON, where a list may stand for a tuple, and otherwise types must be right
+        return TypeAdapter(Side).validate_json(json.dumps(saved), strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"])) or "one field"
+        raise ValueError(
+            f"{where} of its {role} side is {wrong['input']!r:.80}; {wrong['msg']}"
+        ) from error
 
 
 def common_dtype(kinds: Iterable[Kind]) -> np.dtype:

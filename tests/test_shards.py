@@ -343,7 +343,7 @@ def test_a_damaged_index_is_made_again(damage: str):
     pack("s.tar", noise(12))
     split = split_of(settings("s.tar", cache_dir="cache"))
     before = [*split.train], split.val
-    (index,), (notes,) = Path("cache").glob("*.npy"), Path("cache").glob("*.json")
+    (index,), (notes,) = Path("cache").glob("*.npy"), Path("cache").glob("*.index")
     if damage == "index":
         content = bytearray(index.read_bytes())
         content[-40:] = bytes(40)

@@ -46,11 +46,9 @@ def test_sides_are_read_as_they_were_saved(sides: Sides):
         ("palette", {"a": (1, 2)}),
         ("palette", {"a": (1, 2, 256)}),
         ("palette", {"a": (1, 2, 3.5)}),
-        ("palette", {5: (1, 2, 3)}),
         ("index", "X"),
         ("index", "P"),  # without the numbers of the classes
         ("is_exact", 1),
-        ("other", 1),
     ],
 )
 def test_what_cannot_be_is_refused(field: str, value: object):

@@ -240,7 +240,7 @@ def _write(
     n_transparent = 0
     for number, (header, picture) in enumerate(zip(headers, pictures, strict=True)):
         if isinstance(picture, PictureError):
-            reasons = {str(path.absolute()): why for path, why in picture.reasons.items()}
+            reasons = {os.path.abspath(str(path)): why for path, why in picture.reasons.items()}
             found["bad"].append((reasons, picture.advice))
             continue
         array, is_transparent, content = picture

@@ -1,6 +1,7 @@
 """Decode one picture file, of whatever format, into an array; say what is wrong if it fails."""
 
 import contextlib
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pictures.folders import listed
-from pictures.formats import FILL, Raw, UnusableError, opened_raw, raw_array, raw_image
+from pictures.formats import FILL_IN, Raw, UnusableError, opened_raw, raw_array, raw_image
 from pictures.palettes import painted
 from pictures.sides import OWN_RANGES, Kind
 
@@ -193,7 +194,7 @@ def _check_size(raw: Raw, max_pixels: int) -> None:
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "a broken link" if path.is_symlink() else "it does not exist any more"
+        return "a broken link" if os.path.islink(str(path)) else "it does not exist any more"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if path.stat().st_size == 0:
@@ -222,7 +223,9 @@ def _is_drawn(raw: Raw, reading: Reading) -> bool:
 def _picture_of(raw: Raw, reading: Reading) -> Picture:
     pixels, alpha = raw.load(), None
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise UnusableError(f"{(~np.isfinite(pixels)).mean():.1%} of it is NaN or infinite", FILL)
+        raise UnusableError(
+            f"{(~np.isfinite(pixels)).mean():.1%} of it is NaN or infinite", FILL_IN
+        )
     pixels = _upright(pixels, raw.orientation())
     if raw.index:
         return Picture(_painted(pixels, reading.ignore), index=raw.index, tags=raw.tags)

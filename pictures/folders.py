@@ -136,12 +136,13 @@ def identity(path: Path) -> object:
 
 def state_of(path: Path) -> tuple[str, int, int, int]:
     """Return a file's absolute path and numbers that change when the file does."""
+    where = os.path.abspath(str(path))
     try:
         stat = path.stat()
     except OSError:
-        return str(path.absolute()), -1, -1, -1  # reading it will say what is wrong
+        return where, -1, -1, -1  # reading it will say what is wrong
     # The last one also tells of a file that another of the same size and time has replaced.
-    return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def shortened(items: Sequence[str], most: int = 20) -> list[str]:

@@ -62,7 +62,7 @@ class Pair:
     @property
     def name(self) -> str:
         """The pair's name in reports: the path of A within the set, without its suffix."""
-        return PurePath(self.folder, self.a.stem).as_posix()
+        return PurePath(self.folder, self.a.name).with_suffix("").as_posix()
 
     @property
     def files(self) -> tuple[Path | Member, ...]:

@@ -15,7 +15,7 @@ from pictures.palettes import Palette
 
 # The types in which pictures are read; what has more bits becomes float32.
 OWN_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": None, "float32": None}
-SAMPLED = 4_000_000  # numbers that a range is found by
+N_SAMPLED = 4_000_000  # numbers that a range is found by
 SCALABLE, DEEPER = {"uint8", "uint16"}, 257  # 255 becomes 65535
 
 
@@ -85,12 +85,12 @@ class Side:
         return text
 
 
-def shares(pictures: Sequence[np.ndarray], low: float, high: float) -> tuple[float, float]:
-    """Return the numbers below which these shares of all numbers in some pictures lie.
+def quantiles(pictures: Sequence[np.ndarray], low: float, high: float) -> tuple[float, float]:
+    """Return the numbers below which these quantiles of all numbers in some pictures lie.
 
     A part of the numbers, spread evenly over the pictures, stands for all.
     """
-    step = max(1, sum(picture.size for picture in pictures) // SAMPLED)
+    step = max(1, sum(picture.size for picture in pictures) // N_SAMPLED)
     numbers = np.concatenate([picture.reshape(-1)[::step] for picture in pictures])
     return tuple(np.quantile(numbers, (low, high)).tolist())
 

@@ -47,11 +47,6 @@ class Member:
         """The last part of its path."""
         return self.path.name
 
-    @property
-    def stem(self) -> str:
-        """Its name without the suffix."""
-        return self.path.stem
-
     def open(self, mode: str = "rb") -> BinaryIO:
         """Return its content.
 
@@ -64,14 +59,6 @@ class Member:
     def stat(self) -> os.stat_result:
         """Return what the system knows of its shard."""
         return self.shard.stat()
-
-    def absolute(self) -> "Member":
-        """Return itself: a shard is known by its absolute path."""
-        return self
-
-    def is_symlink(self) -> bool:
-        """Links in shards are not followed."""
-        return False
 
     def __str__(self) -> str:
         return f"{self.shard}/{self.path}"

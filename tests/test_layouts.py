@@ -528,6 +528,13 @@ def test_what_does_not_pair_up_may_be_left_out(tmp_path: Path) -> None:
         find_pairs(tmp_path, on_bad_picture="skip")
 
 
+def test_a_part_of_which_nothing_pairs_up_is_not_left_out(tmp_path: Path) -> None:
+    for name in ("trainA/1.jpg", "trainB/1.png", "valA/1.jpg", "valB/2.png"):
+        place(tmp_path / Path(name).parent, Path(name).name)
+    with pytest.raises(ValueError, match="do not pair up"):
+        find_pairs(tmp_path, on_bad_picture="skip")
+
+
 # The line at the start
 
 

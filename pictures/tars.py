@@ -148,9 +148,6 @@ def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
         ValueError: It is no tar file, or damaged.
         OSError: It cannot be read.
     """
-    with shard.open("rb") as file:
-        if file.read(6).startswith(COMPRESSIONS):
-            raise _compressed(shard)
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in headers_in(tar):
@@ -167,10 +164,17 @@ def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
             if rest.strip(b"\0"):
                 raise tarfile.ReadError(f"it goes on after its end, at byte {tar.offset}")
     except tarfile.TarError as error:
+        if _starts_with(shard, COMPRESSIONS):
+            raise _compressed(shard) from error
         raise ValueError(
             f"The shard {shard} is no tar file, or damaged, or several joined ({error}). Copy or "
             "make it again, or leave it out"
         ) from error
+
+
+def _starts_with(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        return file.read(max(map(len, beginnings))).startswith(beginnings)
 
 
 def headers_in(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -294,6 +294,11 @@ def test_a_compressed_shard_is_called_so():
         split_of(settings("s.tar"))
 
 
+def test_a_name_may_begin_as_compressed_files_do():
+    pack("s.tar", {f"BZh{name}": content for name, content in noise(3).items()})
+    assert len(split_of(settings("s.tar")).train) == 2
+
+
 def test_links_in_a_shard_are_told_of():
     shard = pack("s.tar", {f"{n}.a.png": noise(1)["00.png"] for n in range(3)})
     with tarfile.open(shard, "a") as tar:

@@ -21,7 +21,7 @@ OF_THE_MACHINE = ("mirror", "cache_dir", "cache_limit_gb", "max_pixels", "device
 
 def plain_name(name: str) -> str:
     """Return ``name`` with an underscore for each character that no folder's name can hold."""
-    return re.sub(r'[/\\:*?"<>|]', "_", name)
+    return re.sub(r'[/\\:*?"<>|\ud800-\udfff]', "_", name)  # the last ones are no text
 
 
 def _folder_name(name: str) -> str:

@@ -81,7 +81,9 @@ def export(
         convert(translator).save(graph)
         difference = reduce(graph, translator, precision)
         if is_page:
-            size = write_drawing_page(graph, translator, starts(translator), output, precision)
+            size = write_drawing_page(
+                graph, translator.facts, starts(translator), output, precision
+            )
         else:
             size = publish(graph, output)
     print(f"{output}: {size:.1f} MB, {difference}")

@@ -10,7 +10,6 @@ from config import MAX_CROP, PATHS, Config, plain_name
 from pictures.palettes import Palette, known_palettes
 from pictures.tars import is_shards
 
-
 # The paper (section 3.3, appendix 6.2), with the epochs of the authors' PyTorch port.
 PAPER: dict[str, Any] = {
     "direction": "AtoB",

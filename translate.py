@@ -107,7 +107,7 @@ def translate(
 def reading_of(translator: Translator, options: Options) -> Reading:
     """Return how files are to be read for a generator: as those that it was trained on."""
     is_index = bool(translator.sides.input.index)
-    return Reading(translator.config.alpha, is_index, options.max_pixels)
+    return Reading(translator.config.alpha, is_index, max_pixels=options.max_pixels)
 
 
 def input_half(translator: Translator, picture: Picture, options: Options) -> Picture:

@@ -1,17 +1,19 @@
 """Decode one picture file, of whatever format, into an array; say what is wrong if it fails."""
 
 import contextlib
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pictures.folders import listed
-from pictures.formats import FILL, Raw, UnusableError, opened_raw, raw_array, raw_image
+from pictures.formats import FILL_IN, Raw, UnusableError, opened_raw, raw_array, raw_image
 from pictures.palettes import painted
 from pictures.sides import OWN_RANGES, Kind
 
@@ -76,6 +78,8 @@ class Reading(NamedTuple):
     """What becomes of opacity: white draws the picture over white, keep makes it a channel."""
     labels: bool = False
     """Whether they are label pictures, whose numbers and palettes stand for classes."""
+    ignore: int | None = None
+    """The number of pixels in label pictures that belong to no class."""
     max_pixels: int | None = None
     """Pixels of the largest picture; None: MAX_PIXELS."""
 
@@ -179,23 +183,26 @@ def _opened(path: Path, reading: Reading) -> Iterator[Raw]:
 
 
 def _check_size(raw: Raw, max_pixels: int) -> None:
-    if raw.height * raw.width > max_pixels:
+    pixels = raw.height * raw.width * max(1, raw.channels / 4)  # more channels take more memory
+    if pixels > max_pixels:
+        channels = f" of {raw.channels} channels" * (raw.channels > 4)
         raise UnusableError(
-            f"its {raw.width}x{raw.height} pixels are more than {max_pixels / 1e6:.4g} million; "
-            "shrink it, or raise max_pixels if it is meant"
+            f"its {raw.width}x{raw.height} pixels{channels} are more than {max_pixels / 1e6:.4g} "
+            "million; shrink it, or raise max_pixels if it is meant"
         )
 
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "a broken link" if path.is_symlink() else "it does not exist any more"
+        return "a broken link" if os.path.islink(str(path)) else "it does not exist any more"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if path.stat().st_size == 0:
         return "an empty file (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         return "not a PNG, JPEG, WebP, TIFF, BMP or NumPy picture, or cut short"
-    return f"it cannot be decoded ({str(error) or type(error).__name__})"
+    said = shorten(str(error), width=150) or type(error).__name__  # some quote the whole file
+    return f"it cannot be decoded ({said})"
 
 
 def _header_of(raw: Raw, reading: Reading) -> Header:
@@ -216,22 +223,26 @@ def _is_drawn(raw: Raw, reading: Reading) -> bool:
 def _picture_of(raw: Raw, reading: Reading) -> Picture:
     pixels, alpha = raw.load(), None
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise UnusableError(f"{(~np.isfinite(pixels)).mean():.1%} of it is NaN or infinite", FILL)
+        raise UnusableError(
+            f"{(~np.isfinite(pixels)).mean():.1%} of it is NaN or infinite", FILL_IN
+        )
     pixels = _upright(pixels, raw.orientation())
     if raw.index:
-        return Picture(_painted(pixels), index=raw.index, tags=raw.tags)
+        return Picture(_painted(pixels, reading.ignore), index=raw.index, tags=raw.tags)
     if _is_drawn(raw, reading):
         pixels, alpha = _over_white(pixels, raw.opacity == "scaled")
     return Picture(pixels, alpha, tags=raw.tags)
 
 
-def _painted(numbers: np.ndarray) -> np.ndarray:
-    if numbers.min() < 0 or numbers.max() > 255 or (numbers % 1).any():
+def _painted(numbers: np.ndarray, ignore: int | None) -> np.ndarray:
+    classes = numbers if ignore is None else numbers[numbers != ignore]
+    low, high = (classes.min(), classes.max()) if classes.size else (0, 0)
+    if low < 0 or high > 255 or (classes % 1).any():
         raise UnusableError(
-            f"its numbers, {numbers.min():g} to {numbers.max():g}, are not those of classes, which "
-            "are whole ones from 0 to 255"
+            f"its numbers, {low:g} to {high:g}, are not those of classes, which are whole ones "
+            "from 0 to 255, and the one that ignore names"
         )
-    return painted(numbers[..., 0].astype(np.uint8))
+    return painted(numbers[..., 0], ignore)
 
 
 def _over_white(pixels: np.ndarray, scaled: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,8 @@ ARCHIVES = ("facades", "maps", "cityscapes", "edges2shoes", "edges2handbags", "n
 KAGGLE = "https://www.kaggle.com/datasets/vikramtiwari/pix2pix-dataset"
 TIMEOUT_S = 30  # without a byte from the server
 CHUNK = 1 << 18  # bytes
+# How archives that are damaged end their unpacking.
+FAILURES = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, OverflowError)
 
 
 class DownloadError(OSError):
@@ -150,7 +152,7 @@ def _explained(address: str, target: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{failed} it was interrupted. {advice}") from None
-    except (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, HTTPException) as error:
+    except (*FAILURES, OSError, ValueError, HTTPException) as error:
         raise DownloadError(f"{failed} {reason(error)}. {advice}") from error
 
 
@@ -163,7 +165,7 @@ def reason(error: Exception) -> str:
         return f"the server answered {error.code} {cause}"
     if isinstance(error, URLError | ConnectionError | HTTPException):
         return f"the connection failed ({cause})"
-    if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile | tarfile.TarError):
+    if isinstance(error, FAILURES):
         return f"the archive is damaged or cut short ({error})"
     where = f" ({error.filename})" if getattr(error, "filename", None) else ""
     return reason_of(error) + where

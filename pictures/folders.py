@@ -2,12 +2,14 @@
 
 import difflib
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".npy")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters or more: not of a drive
 # What lies beside pictures and is none; whatever else is left out is named.
 NO_PICTURES = {".txt", ".md", ".json", ".csv", ".xml", ".html", ".ini", ".db", ".py", ".tfw"}
 
@@ -69,6 +71,8 @@ def check_folder(folder: Path, what: str) -> None:
     """
     if folder.is_dir():
         return
+    if ADDRESS.match(str(folder)):
+        raise FileNotFoundError(f"{what} {folder} is an address. Fetch it, and give a local folder")
     if folder.exists():
         raise NotADirectoryError(
             f"{what} {folder} is a file. Expected a folder of pictures; unpack an archive first"
@@ -132,12 +136,13 @@ def identity(path: Path) -> object:
 
 def state_of(path: Path) -> tuple[str, int, int, int]:
     """Return a file's absolute path and numbers that change when the file does."""
+    where = os.path.abspath(str(path))
     try:
         stat = path.stat()
     except OSError:
-        return str(path.absolute()), -1, -1, -1  # reading it will say what is wrong
+        return where, -1, -1, -1  # reading it will say what is wrong
     # The last one also tells of a file that another of the same size and time has replaced.
-    return str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return where, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def shortened(items: Sequence[str], most: int = 20) -> list[str]:

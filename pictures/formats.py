@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,15 +22,21 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # those of Pillow
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Of a GeoTIFF: pixel scale, tie points, transformation, and the keys that name the projection.
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
-NO_DATA = 42113  # where GDAL says which number stands for "not measured"
+NO_DATA_TAG = 42113  # where GDAL says which number stands for "not measured"
 WITH_ALPHA = (2, 4)  # channels: grey or colour, and opacity
-FILL = "Pictures with missing numbers: fill these in, or leave the pictures out"
-KEPT = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16", "int8": "int16", "int16": "int16"}
+FILL_IN = "Pictures with missing numbers: fill these in, or leave the pictures out"
+READ_AS = {
+    "bool": "uint8",
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "int8": "int16",
+    "int16": "int16",
+}
 LARGE_TILE = 1 << 24  # pixels; a larger tile than that is not due to a small picture's padding
 REDUCED_OR_MASK = 1 | 4  # what a page of a TIFF may be beside the picture
 # Colours that a TIFF may have in place of RGB, as Pillow calls them.
 COLOURS = {"SEPARATED": "CMYK", "YCBCR": "YCbCr", "CIELAB": "LAB"}
-JPEG = (6, 7)  # compressions that come as RGB
+AS_JPEG = (6, 7)  # compressions that come as RGB
 
 
 class UnusableError(ValueError):
@@ -205,7 +212,7 @@ def raw_array(array: np.ndarray, labels: bool = False, axis: int | None = None) 
         raise UnusableError(f"an array of {shape}; expected (height, width), or channels as well")
     if array.dtype.kind not in "buif":
         raise UnusableError(f"its numbers are {array.dtype}; expected whole or fractional ones")
-    dtype = np.dtype(KEPT.get(array.dtype.name, "float32"))
+    dtype = np.dtype(READ_AS.get(array.dtype.name, "float32"))
     pixels = _channels_last(array, axis)
     load = partial(_kept, pixels, dtype)
     return Raw(*pixels.shape, dtype, load, index="L" * (labels and pixels.shape[2] == 1))
@@ -247,7 +254,7 @@ def raw_tiff(tiff: tifffile.TiffFile, labels: bool = False) -> Raw:
 
     def load() -> np.ndarray:
         pixels = _channels_last(source.asarray().reshape(shape), axis)
-        _refuse_missing(pixels, page.tags.valueof(NO_DATA))
+        _refuse_missing(pixels, page.tags.valueof(NO_DATA_TAG))
         return _kept(pixels if is_index else _as_seen(pixels, page, labels), raw.dtype)
 
     opacity = ""
@@ -275,9 +282,7 @@ def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
     """
     pages = [page for page in _pages_of(tiff) if not page.subfiletype & REDUCED_OR_MASK]
     first, series = pages[0].aspage(), tiff.series[0]
-    if first.is_tiled and first.tilewidth * first.tilelength > max(LARGE_TILE, 4 * first.size):
-        tile = f"{first.tilewidth}x{first.tilelength}"
-        raise UnusableError(f"tiles of {tile} for a picture of {first.imagewidth} columns")
+    _check_pieces(first)
     # Of a stack that lies in one piece, only the first page may be listed.
     n_pages = max(len(pages), series.size // first.size // len(series.pages))
     if n_pages == 1:
@@ -285,6 +290,16 @@ def _full_resolution(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPage, Any]:
     if len(series.pages) != len(pages) or set(series.axes) & set("ZTI") or series.ndim != 3:
         raise UnusableError(f"a stack of {n_pages} pictures")
     return first, series
+
+
+def _check_pieces(page: tifffile.TiffPage) -> None:
+    """Refuse a page whose strips or tiles are not there, each of which would be looked for."""
+    n_pieces = math.prod(page.chunked)
+    if n_pieces > len(page.dataoffsets) and not page.is_contiguous:
+        raise UnusableError(f"it holds {len(page.dataoffsets)} of its {n_pieces} strips or tiles")
+    if page.is_tiled and page.tilewidth * page.tilelength > max(LARGE_TILE, 4 * page.size):
+        tile = f"{page.tilewidth}x{page.tilelength}"
+        raise UnusableError(f"tiles of {tile} for a picture of {page.imagewidth} columns")
 
 
 def _pages_of(tiff: tifffile.TiffFile) -> Iterator[Any]:
@@ -312,7 +327,7 @@ def _as_seen(pixels: np.ndarray, page: tifffile.TiffPage, labels: bool) -> np.nd
     if 1 < bits < 8 and not labels:
         pixels = (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
     mode = {3: "RGB", 4: "RGBA"}.get(pixels.shape[2], "") if page.iccprofile else ""
-    if photometric in COLOURS and not (photometric == "YCBCR" and page.compression in JPEG):
+    if photometric in COLOURS and not (photometric == "YCBCR" and page.compression in AS_JPEG):
         mode = COLOURS[photometric]
         if (pixels.shape[2], bits) != (Image.getmodebands(mode), 8):
             raise UnusableError(
@@ -334,4 +349,4 @@ def _refuse_missing(pixels: np.ndarray, no_data: str | None) -> None:
         number = float(no_data)  # a text that is no number names none
         missing = pixels == (pixels.dtype.type(number) if pixels.dtype.kind == "f" else number)
     if missing.any():
-        raise UnusableError(f"{missing.mean():.1%} of it is not measured ({no_data})", FILL)
+        raise UnusableError(f"{missing.mean():.1%} of it is not measured ({no_data})", FILL_IN)

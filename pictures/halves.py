@@ -11,13 +11,14 @@ from pictures.folders import shortened
 from pictures.layouts import Pair
 from pictures.pairs import Preparation, check_pair
 
-N_SEEN = 32  # pictures that are looked at, spread over the set
+N_LOOKED_AT = 32  # pictures, spread over the set
 # Of the pairs measured 0 to 6 % go on across the cut by these two, of single pictures 75 to 97 %.
-STEP = 1.3  # most that the step at the cut may be, in mean steps between columns nearby
-LIKENESS = 0.5  # least that the columns on either side of the cut may correlate
-MOST = 0.6  # share of pictures that go on, above which they are single ones
-EVEN = 0.06  # how far JPEG leaves a gutter's colour off, as a share of the picture's range,
-MOSTLY = 0.95  # in this share of its pixels
+LARGEST_STEP = 1.3  # at the cut, in mean steps between columns nearby
+LEAST_CORRELATION = 0.5  # of the columns on either side of the cut
+LARGEST_SHARE = 0.6  # of pictures that go on across the cut, above which they are single ones
+# A gutter has one colour, from which JPEG leaves its pixels so far, as a share of the range of all,
+GUTTER_SPREAD = 0.06
+GUTTER_SHARE = 0.95  # and so many of them.
 
 
 def check_halves(pairs: Sequence[Pair], preparation: Preparation) -> list[str]:
@@ -47,7 +48,7 @@ def check_halves(pairs: Sequence[Pair], preparation: Preparation) -> list[str]:
         n_judged += goes_on is not None
         going_on += [name] * bool(goes_on)
         gutters.append(_gutter(pixels))
-    if len(going_on) > max(1, MOST * n_judged):
+    if len(going_on) > max(1, LARGEST_SHARE * n_judged):
         raise _single(
             f"in {len(going_on)} of {n_judged} that were looked at, the right half goes on where "
             f"the left one ends: {', '.join(shortened(going_on, most=3))}",
@@ -88,7 +89,7 @@ def _twin_folders(pairs: Sequence[Pair]) -> tuple[str, ...]:
 
 def _sample(pairs: Sequence[Pair], preparation: Preparation) -> Iterator[tuple[str, np.ndarray]]:
     """Yield names and pixels (height, width, channels) of some pictures that can be used."""
-    for pair in pairs[:: -(-len(pairs) // N_SEEN)]:
+    for pair in pairs[:: -(-len(pairs) // N_LOOKED_AT)]:
         try:
             check_pair(pair, preparation)
             pixels = read_picture(pair.a, preparation.reading("input")).pixels
@@ -106,15 +107,15 @@ def _goes_on(pixels: np.ndarray) -> bool | None:
     near = pixels[:, middle - reach : middle + reach]
     steps = np.abs(np.diff(near, axis=1)).mean(axis=(0, 2))
     others = np.delete(steps, reach - 1).mean()
-    is_small = steps[reach - 1] <= STEP * others
-    return bool(is_small and np.corrcoef(left, right)[0, 1] > LIKENESS)
+    is_small = steps[reach - 1] <= LARGEST_STEP * others
+    return bool(is_small and np.corrcoef(left, right)[0, 1] > LEAST_CORRELATION)
 
 
 def _gutter(pixels: np.ndarray) -> int:
     """Return how many columns of one colour lie about the cut; 0 where a margin has it, too."""
     middle = pixels.shape[1] // 2
-    same = np.abs(pixels - pixels[0, middle]) <= EVEN * np.ptp(pixels)
-    even = same.mean(axis=(0, 2)) > MOSTLY
+    same = np.abs(pixels - pixels[0, middle]) <= GUTTER_SPREAD * np.ptp(pixels)
+    even = same.mean(axis=(0, 2)) > GUTTER_SHARE
     if even[0] or even[-1] or not even[middle - 1 : middle + 1].all():
         return 0
     ends = np.flatnonzero(~even)

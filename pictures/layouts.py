@@ -62,7 +62,7 @@ class Pair:
     @property
     def name(self) -> str:
         """The pair's name in reports: the path of A within the set, without its suffix."""
-        return PurePath(self.folder, self.a.stem).as_posix()
+        return PurePath(self.folder, self.a.name).with_suffix("").as_posix()
 
     @property
     def files(self) -> tuple[Path | Member, ...]:
@@ -150,9 +150,8 @@ class Named:
         """What pictures are looked for, where that is not the usual."""
         if self.folders:
             return f" in folders {' and '.join(self.folders)}"
-        return f" whose names end in {' and '.join(filter(None, self.endings))}" * bool(
-            self.endings
-        )
+        ends = " and ".join(filter(None, self.endings))
+        return f" whose names end in {ends}" if ends else ""
 
 
 def _folder_and_ending(setting: str) -> tuple[str, str]:
@@ -312,7 +311,8 @@ def _paired(train: Found, val: Found | None, names: Named, on_bad_picture: str) 
     problems: list[str] = []
     train_pairs = _pair_up(train, names, problems)
     val_pairs = _pair_up(val, names, problems) if val else ()
-    left_out = check_partners(problems, on_bad_picture if train_pairs else "stop")
+    is_enough = train_pairs and (val_pairs or not val)
+    left_out = check_partners(problems, on_bad_picture if is_enough else "stop")
     check_apart(
         {pair.files: pair.key.lower().split("/")[0] in VAL_NAMES for pair in train_pairs},
         [pair.files for pair in val_pairs],

@@ -18,20 +18,20 @@ MIN_SIDE = 16  # pixels; a smaller half is a thumbnail or a mistake
 MAX_ASPECT = 16  # a longer strip is a mistake, and with keep_aspect would fill the disk
 SQUARE = 0.05  # how far from square the halves of a side-by-side picture may be
 CHUNK = 1 << 20  # bytes that are read at once
-ALIKE = 0.02  # how far apart the aspect ratios of two files of a pair may be
+ASPECTS_APART = 0.02  # how far apart the aspect ratios of two files of a pair may be
 
 _ADVICE = (
     "A side-by-side picture is expected twice as wide as high. Set check_halves to False if its "
     "halves are equal but not square. If inputs and targets are files of their own, set a and b to "
     "their folders or to what their names end in"
 )
-_ALIKE = (
+_OF_ONE_KIND = (
     "All inputs must be of one kind, and all targets: grey and colour, or 8 and 16 bits, are "
     "turned into each other, other numbers are not. input_nc and output_nc say how many channels"
 )
 # What happens to a pair after it was stacked, or does not change it.
-_LATER = ("load_size", "crop_size", "augment", "flip", "seed", "max_pixels")
-_LATER += ("on_bad_picture", "cache_dir", "cache_limit_gb")
+_NO_MATTER = ("load_size", "crop_size", "augment", "flip", "seed", "max_pixels")
+_NO_MATTER += ("on_bad_picture", "cache_dir", "cache_limit_gb")
 ROLES = ("input", "target")
 Kinds = tuple[Kind, Kind]  # of inputs and targets
 
@@ -51,6 +51,7 @@ class Preparation:
     keep_aspect: bool
     nearest: str
     check_halves: bool
+    ignore: int | None
     max_pixels: int | None
     on_bad_picture: str
     cache_dir: str
@@ -72,7 +73,7 @@ class Preparation:
     @property
     def of_the_arrays(self) -> dict[str, Any]:
         """The settings that the arrays of ``read_pair`` follow from."""
-        decisive = {name: value for name, value in asdict(self).items() if name not in _LATER}
+        decisive = {name: value for name, value in asdict(self).items() if name not in _NO_MATTER}
         return decisive | {"size": self.size}
 
     @property
@@ -82,7 +83,8 @@ class Preparation:
 
     def reading(self, role: str) -> Reading:
         """Return how the files of a side are read."""
-        return Reading(self.alpha, self.found_labels in (role, "both"), self.max_pixels)
+        labels = self.found_labels in (role, "both")
+        return Reading(self.alpha, labels, self.ignore, self.max_pixels)
 
     def is_nearest(self, role: str) -> bool:
         """Whether pictures of a side are resized without new colours."""
@@ -122,7 +124,7 @@ def check_pair(pair: Pair, preparation: Preparation) -> PairHeader:
     for role, file in zip(preparation.roles, pair.files, strict=False):
         _check_size(file, headers[role])
     shapes = [headers[role] for role in preparation.roles]
-    if pair.b and abs(_aspect(shapes[0]) / _aspect(shapes[1]) - 1) > ALIKE:
+    if pair.b and abs(_aspect(shapes[0]) / _aspect(shapes[1]) - 1) > ASPECTS_APART:
         sizes = " and ".join(f"{h.width}x{h.height}" for h in shapes)
         raise PictureError(
             {pair.a: f"it and {pair.b} are {sizes}: of different shapes, not of the same scene"}
@@ -156,7 +158,7 @@ def check_kinds(pair: Pair, header: PairHeader, kinds: Kinds, preparation: Prepa
         if why:
             reasons[pair.files[preparation.roles.index(role) % len(pair.files)]] = why
     if reasons:
-        raise PictureError(reasons, _ALIKE)
+        raise PictureError(reasons, _OF_ONE_KIND)
 
 
 def shape_of(header: PairHeader, preparation: Preparation, kinds: Kinds) -> tuple[int, int, int]:

@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
-Palette = dict[str, tuple[int, int, int]]  # by the names of the classes, 0 to 255 each
+Level = Annotated[int, Interval(ge=0, le=255)]
+Palette = dict[str, tuple[Level, Level, Level]]  # by the names of the classes
 
 # The built-in towns set. The colours lie far apart and no colour lies near the middle of two
 # others, so that a blurred edge between two classes seldom reads as a third class.
@@ -67,7 +70,15 @@ def merged_classes(palette: Palette) -> tuple[str, str] | None:
 
 # --- Classes that the data tell ---
 MAX_CLASSES = 64
-NEAR, RARE = 40, 0.0005  # distance of colours, 0 to 255 each; share of all pixels
+NEAR_COLOUR = 40  # distance of colours (0 to 255 each), below which noise may make one of the other
+RARE_COLOUR = 0.0005  # share of all pixels, below which a colour among many is no class
+LEAST_COVERED = (
+    0.85  # share of pixels near a class: labels as JPEG 0.92 and more, photos 0.01 to 0.79
+)
+BETWEEN = 4  # how far from the straight line between two colours a mixture of them may be
+FEWEST_SHADES = 3  # colours in between that make an edge soft; fewer may be classes of thin lines
+# What pixels become that are to be ignored, see ``painted``: a colour of no class and no palette.
+IGNORED = (255, 1, 254)
 # Numbers of classes are painted in the colours of PASCAL VOC: the bits of a number, in turn, are
 # the high bits of red, green and blue, so that neighbours lie far apart.
 PAINT = np.array(
@@ -82,9 +93,17 @@ PAINT = np.array(
 )
 
 
-def painted(numbers: np.ndarray) -> np.ndarray:
-    """Return the colours (H, W, 3) that stand for numbers of classes (H, W), uint8."""
-    return PAINT[numbers]
+def painted(numbers: np.ndarray, ignore: int | None = None) -> np.ndarray:
+    """Return the colours (H, W, 3), uint8, that stand for numbers of classes (H, W).
+
+    Args:
+        numbers: Whole ones from 0 to 255, of any type, or ``ignore``.
+        ignore: The number of pixels that belong to no class; these become IGNORED.
+    """
+    is_ignored = np.zeros(numbers.shape, bool) if ignore is None else numbers == ignore
+    colours = PAINT[np.where(is_ignored, 0, numbers).astype(np.uint8)]
+    colours[is_ignored] = IGNORED
+    return colours
 
 
 def numbered(colours: np.ndarray, palette: Palette) -> np.ndarray:
@@ -98,50 +117,117 @@ def numbered(colours: np.ndarray, palette: Palette) -> np.ndarray:
 def find_classes(pictures: Iterable[np.ndarray], shades: bool = True) -> tuple[Palette, bool]:
     """Return the colours of the classes in label pictures, and whether there are no others.
 
-    Files that lose colours (JPEG) or have soft edges hold colours between those of the classes;
-    what is nearer than NEAR to a commoner one, or rarer than RARE, is taken for such.
+    Files that lose colours (JPEG) or have soft edges hold colours between those of the classes.
+    Among more than MAX_CLASSES colours, one that is near to a commoner one or rare is taken for
+    such; and so is a mixture of two classes that nowhere fills 3x3 pixels. Pixels that are IGNORED
+    count for nothing.
 
     Args:
         pictures: (H, W, 3), uint8; all of them, as a rare class may be in one alone.
         shades: False where each colour is a class, as those of painted numbers are.
 
     Raises:
-        ValueError: There are more than MAX_CLASSES.
+        ValueError: There are more than MAX_CLASSES, or fewer than two; or the colours found are
+            those of few pixels, as in photos.
     """
     counts: Counter[int] = Counter()
+    fillings: Counter[int] = Counter()
+    ignored = int(_codes(np.array(IGNORED, np.uint8)))
     for picture in pictures:
-        codes, pixels = np.unique(_codes(picture), return_counts=True)
-        counts.update(dict(zip(codes.tolist(), pixels.tolist(), strict=True)))
-    colours = np.array([(c >> 16, c >> 8 & 255, c & 255) for c, _ in counts.most_common()])
-    is_exact = len(colours) <= MAX_CLASSES
-    if shades and not is_exact:
-        colours = _apart(colours, np.array([n for _, n in counts.most_common()]))
-    if len(colours) > MAX_CLASSES:
+        codes = _codes(picture)
+        counts.update(_counted(codes))
+        if shades:
+            fillings.update(_counted(codes[1:-1, 1:-1][_fills(codes)]))
+    counts.pop(ignored, None)
+    colours = np.array([(c >> 16, c >> 8 & 255, c & 255) for c in counts]).reshape(-1, 3)
+    pixels = np.array([*counts.values()])
+    found = np.argsort(-pixels, kind="stable")
+    if shades and len(found) > MAX_CLASSES:
+        found = _apart(colours, pixels, found)
+    if shades:
+        fills = np.array([fillings[code] > 0 for code in counts])
+        found = _without_shades(colours, pixels, found, fills)
+    palette = {f"#{bytes(c).hex()}": tuple(c) for c in colours[found].astype(np.uint8).tolist()}
+    if len(found) > MAX_CLASSES:
         raise ValueError(f"they have more than {MAX_CLASSES} classes")
-    palette = {f"#{bytes(colour).hex()}": tuple(colour) for colour in colours.tolist()}
-    return palette, is_exact
+    covered = _share_near(colours, pixels, found)
+    if covered < LEAST_COVERED:
+        raise ValueError(
+            f"{len(colours)} colours are in them, and the {len(found)} commonest that lie apart "
+            f"cover {covered:.0%} of the pixels"
+        )
+    if len(found) < 2:
+        raise ValueError(f"all show the same, {', '.join(palette) or 'nothing'}")
+    return palette, len(found) == len(colours)
 
 
 def share_unknown(picture: np.ndarray, palette: Palette) -> float:
     """Return the share of the pixels of a picture (H, W, 3), uint8, in colours of no class."""
-    known = _codes(np.array(list(palette.values()), np.uint8))
+    known = _codes(np.array([*palette.values(), IGNORED], np.uint8))
     return 1 - float(np.isin(_codes(picture), known).mean())
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:
-    """Return colours (..., 3), uint8, as one number each, in a row."""
-    red, green, blue = colours.reshape(-1, 3).T.astype(np.int32)
+    """Return colours (..., 3), uint8, as one number each, (...)."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
-def _apart(colours: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the colours, from the commonest on, that lie apart from all before them."""
-    total, found = counts.sum(), []
-    while len(colours) and counts[0] > RARE * total and len(found) <= MAX_CLASSES:
-        found.append(colours[0])
-        far = np.square(colours - colours[0]).sum(axis=1) > NEAR**2
-        colours, counts = colours[far], counts[far]
-    return np.array(found)
+def _counted(codes: np.ndarray) -> dict[int, int]:
+    found, pixels = np.unique(codes, return_counts=True)
+    return dict(zip(found.tolist(), pixels.tolist(), strict=True))
+
+
+def _fills(codes: np.ndarray) -> np.ndarray:
+    """Return for (H, W) colours, but for the outermost, whether all 8 neighbours are alike."""
+    rows = (codes[:, :-2] == codes[:, 1:-1]) & (codes[:, 1:-1] == codes[:, 2:])
+    middle = codes[:, 1:-1]
+    columns = (middle[:-2] == middle[1:-1]) & (middle[1:-1] == middle[2:])
+    return rows[:-2] & rows[1:-1] & rows[2:] & columns
+
+
+def _apart(colours: np.ndarray, pixels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return the numbers of the colours, from the commonest on, that lie apart from all before."""
+    found: list[int] = []
+    left = order[pixels[order] > RARE_COLOUR * pixels.sum()]
+    while len(left) and len(found) <= MAX_CLASSES:
+        found.append(left[0])
+        far = np.square(colours[left] - colours[left[0]]).sum(axis=1) > NEAR_COLOUR**2
+        left = left[far]
+    return np.array(found, int)
+
+
+def _without_shades(
+    colours: np.ndarray, pixels: np.ndarray, found: np.ndarray, fills: np.ndarray
+) -> np.ndarray:
+    """Return of the colours found those that are no soft edges between two others.
+
+    Args:
+        colours: (n, 3).
+        pixels: How many have each.
+        found: Numbers of colours.
+        fills: Whether a colour fills 3x3 pixels somewhere, which a soft edge does not.
+    """
+    thin = found[~fills[found]]
+    solid = colours[found[fills[found]]].astype(float)
+    starts, ends = (solid[index] for index in np.triu_indices(len(solid), k=1))
+    along = ends - starts  # (pairs of classes, 3)
+    away = colours[thin][:, None] - starts  # (thin colours, pairs of classes, 3)
+    share = (away * along).sum(axis=2) / np.square(along).sum(axis=1)
+    distance = np.linalg.norm(away - share[..., None] * along, axis=2)
+    is_shade = ((share > 0) & (share < 1) & (distance <= BETWEEN)).any(axis=1)
+    if is_shade.sum() < FEWEST_SHADES:
+        return found
+    is_shade |= pixels[thin] < RARE_COLOUR * pixels.sum()  # where three classes meet
+    return found[~np.isin(found, thin[is_shade])]
+
+
+def _share_near(colours: np.ndarray, pixels: np.ndarray, found: np.ndarray) -> float:
+    """Return the share of the pixels whose colours are near to those that were found."""
+    is_near = np.zeros(len(colours), bool)
+    for number in found:
+        is_near |= np.square(colours - colours[number]).sum(axis=1) <= NEAR_COLOUR**2
+    return float(pixels[is_near].sum() / pixels.sum()) if len(pixels) else 1.0
 
 
 def by_numbers(palette: Palette) -> Palette:

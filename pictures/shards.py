@@ -198,7 +198,7 @@ def _opened(
     facts = json.dumps({"format": FORMAT, "names": asdict(names), "shards": states})
     key = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
     index = folder.absolute() / f"{key}.npy"
-    notes = unsealed(index.with_suffix(".json"))
+    notes = unsealed(index.with_suffix(".index"))
     if notes is None or notes["checksum"] != _checksum(index):
         notes = _write_index(index, shards, names)
     problems = check_partners(notes["problems"], on_bad_picture)
@@ -242,7 +242,7 @@ def _write_index(index: Path, shards: Sequence[Path], names: Named) -> dict[str,
             with draft.open("wb") as file:
                 np.save(file, rows)
             notes["checksum"] = _checksum(draft)
-        with whole_file(index.with_suffix(".json")) as draft:  # last: it makes the index whole
+        with whole_file(index.with_suffix(".index")) as draft:  # last: it makes the index whole
             draft.write_text(sealed(notes))
     except OSError as error:
         raise OSError(

@@ -1,17 +1,21 @@
 """What the pictures of either side of a pair are: which numbers, and what these stand for."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Interval, MinLen
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from pictures.palettes import Palette
 
 # The types in which pictures are read; what has more bits becomes float32.
 OWN_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": None, "float32": None}
-SAMPLED = 4_000_000  # numbers that a range is found by
+N_SAMPLED = 4_000_000  # numbers that a range is found by
 SCALABLE, DEEPER = {"uint8", "uint16"}, 257  # 255 becomes 65535
 
 
@@ -33,17 +37,25 @@ class Kind(NamedTuple):
 class Side:
     """What the pictures of one side are; a network sees ``low`` to ``high`` as -1 to 1."""
 
-    channels: int = 3
-    dtype: str = "uint8"
-    """Of the files: uint8, uint16, int16 or float32."""
-    low: float = 0.0
-    high: float = 255.0
-    palette: Palette | None = None
+    channels: Annotated[int, Interval(ge=1, le=65535)] = 3
+    dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
+    """Of the files."""
+    low: FiniteFloat = 0.0
+    high: FiniteFloat = 255.0
+    palette: Annotated[Palette, MinLen(1)] | None = None
     """The colours of the classes, where they are label pictures."""
-    index: str = ""
-    """As ``Kind.index``."""
+    index: Literal["", "P", "L"] = ""
+    """As ``Kind.index``; the classes are then called "class NUMBER"."""
     is_exact: bool = False
     """Whether they hold the colours of the classes alone, none in between."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be together."""
+        if not self.low < self.high:
+            raise ValueError(f"it goes from {self.low:g} to {self.high:g}; expected more")
+        names = self.palette or ("no names",)
+        if self.index and not all(re.fullmatch(r"class \d{1,3}", name) for name in names):
+            raise ValueError(f"its classes are numbered and called {', '.join(names)}")
 
     @property
     def kind(self) -> Kind:
@@ -73,12 +85,12 @@ class Side:
         return text
 
 
-def shares(pictures: Sequence[np.ndarray], low: float, high: float) -> tuple[float, float]:
-    """Return the numbers below which these shares of all numbers in some pictures lie.
+def quantiles(pictures: Sequence[np.ndarray], low: float, high: float) -> tuple[float, float]:
+    """Return the numbers below which these quantiles of all numbers in some pictures lie.
 
     A part of the numbers, spread evenly over the pictures, stands for all.
     """
-    step = max(1, sum(picture.size for picture in pictures) // SAMPLED)
+    step = max(1, sum(picture.size for picture in pictures) // N_SAMPLED)
     numbers = np.concatenate([picture.reshape(-1)[::step] for picture in pictures])
     return tuple(np.quantile(numbers, (low, high)).tolist())
 
@@ -100,8 +112,26 @@ class Sides(NamedTuple):
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Mapping[str, Any]]) -> "Sides":
-        """Return what ``as_saved`` made plain."""
-        return cls(*(Side(**saved[name]) for name in cls._fields))
+        """Return what ``as_saved`` made plain, whoever wrote the file that it comes from.
+
+        Raises:
+            ValueError: It is not what ``as_saved`` makes.
+        """
+        if not (isinstance(saved, Mapping) and saved.keys() == {*cls._fields}):
+            raise ValueError(f"its sides are {saved!r:.80}; expected input and target")
+        return cls(*(_side_from(name, saved[name]) for name in cls._fields))
+
+
+def _side_from(role: str, saved: Any) -> Side:
+    """Return a side from plain data; what an older file lacks is as usual."""
+    try:  # as JSON, where a list may stand for a tuple, and otherwise types must be right
+        return TypeAdapter(Side).validate_json(json.dumps(saved), strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"])) or "one field"
+        raise ValueError(
+            f"{where} of its {role} side is {wrong['input']!r:.80}; {wrong['msg']}"
+        ) from error
 
 
 def common_dtype(kinds: Iterable[Kind]) -> np.dtype:

@@ -14,10 +14,9 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from pictures.folders import identity, listed, normal_name
+from pictures.folders import ADDRESS, identity, listed, normal_name
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # of two letters and more, so no drive
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2|txz)$", re.IGNORECASE)
 # What compressed files begin with, whatever they are called.
 COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\3\4")
@@ -48,11 +47,6 @@ class Member:
         """The last part of its path."""
         return self.path.name
 
-    @property
-    def stem(self) -> str:
-        """Its name without the suffix."""
-        return self.path.stem
-
     def open(self, mode: str = "rb") -> BinaryIO:
         """Return its content.
 
@@ -65,14 +59,6 @@ class Member:
     def stat(self) -> os.stat_result:
         """Return what the system knows of its shard."""
         return self.shard.stat()
-
-    def absolute(self) -> "Member":
-        """Return itself: a shard is known by its absolute path."""
-        return self
-
-    def is_symlink(self) -> bool:
-        """Links in shards are not followed."""
-        return False
 
     def __str__(self) -> str:
         return f"{self.shard}/{self.path}"
@@ -162,9 +148,6 @@ def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
         ValueError: It is no tar file, or damaged.
         OSError: It cannot be read.
     """
-    with shard.open("rb") as file:
-        if file.read(6).startswith(COMPRESSIONS):
-            raise _compressed(shard)
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in headers_in(tar):
@@ -181,10 +164,17 @@ def members_of(shard: Path) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
             if rest.strip(b"\0"):
                 raise tarfile.ReadError(f"it goes on after its end, at byte {tar.offset}")
     except tarfile.TarError as error:
+        if _starts_with(shard, COMPRESSIONS):
+            raise _compressed(shard) from error
         raise ValueError(
             f"The shard {shard} is no tar file, or damaged, or several joined ({error}). Copy or "
             "make it again, or leave it out"
         ) from error
+
+
+def _starts_with(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        return file.read(max(map(len, beginnings))).startswith(beginnings)
 
 
 def headers_in(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -204,8 +194,8 @@ def headers_in(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     try:
         return tar.next()
-    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        raise tarfile.ReadError(f"a header makes no sense ({error})") from error
+    except (ValueError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise tarfile.ReadError(f"a header makes no sense ({type(error).__name__})") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a place in the file that cannot be
             raise

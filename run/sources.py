@@ -18,7 +18,7 @@ from pictures.layouts import Pair, Split, find_pairs
 from pictures.pairs import ROLES, Kinds, Preparation
 from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
 from pictures.shards import find_sharded
-from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, shares
+from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, quantiles
 from pictures.store import LOOKED_AT
 from pictures.tars import is_shards
 from recipes import PRESETS, is_path, palettes_of
@@ -29,7 +29,7 @@ from utils import Facts
 DRAWN = {"towns": draw_towns, "heights": draw_heights}
 MAX_NAMES = 8  # in a message
 CHECKED_FOR_HALVES = 1000  # pairs in shards that are looked at for single pictures
-# Between which shares of the numbers the range lies, where a type has no black and white.
+# Between which quantiles of the numbers the range lies, where a type has no black and white.
 RANGE_SHARES = (0.001, 0.999)
 MIXED_RATIO = 1.5  # of the largest side to the smallest: pictures of more have mixed sizes
 NARROW_RANGE = 1 / 8  # of what the type holds; pictures that fill less are seldom meant so
@@ -92,6 +92,7 @@ def split_of(config: Config) -> Split:
 def preparation_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Preparation:
     """Return how the pairs of a resolved ``config`` become samples."""
     settled = {"augment": augment, "kinds": kinds, "found_labels": _unknown_labels(config)}
+    settled["ignore"] = getattr(config, "ignore", None)
     settled["ranged"] = tuple(role for role in ROLES if getattr(config, f"{role}_range"))
     names = [field.name for field in fields(Preparation) if field.name not in settled]
     return Preparation(**{name: getattr(config, name) for name in names}, **settled)
@@ -282,7 +283,7 @@ def _side(
         palette, is_exact = _classes(train, place)
     limits = typed or OWN_RANGES[kind.dtype]
     if limits is None:
-        limits = shares(_spread(train, place), *RANGE_SHARES)
+        limits = quantiles(_spread(train, place), *RANGE_SHARES)
         if limits[0] == limits[1]:
             raise ValueError(
                 f"Nearly all numbers of the {role}s are {limits[0]:g}; give their range as "
@@ -317,7 +318,7 @@ def _unlike_range(train: PairedImages, sides: Sides) -> Iterator[str]:
     for place, (role, side) in enumerate(zip(ROLES, sides, strict=True)):
         if side.palette:
             continue
-        low, high = shares(_spread(train, place), 0, 1)
+        low, high = quantiles(_spread(train, place), 0, 1)
         width, typed = side.high - side.low, f"--{role}-range {low:g} {high:g}"
         if side.dtype in SCALABLE and high - low < NARROW_RANGE * width:
             labels = f", or --labels {role} if these are masks" * (side.channels in (1, 3))

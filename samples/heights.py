@@ -15,7 +15,6 @@ from samples.plan import CLASSES, SPAN, Pen, outlines
 from samples.towns import (
     OVERSAMPLE,
     ROOFS,
-    discs,
     draw_flat,
     draw_gabled,
     draw_ground,
@@ -23,7 +22,8 @@ from samples.towns import (
     draw_set,
     draw_trees,
     expose,
-    plan,
+    outline_discs,
+    plan_with_all_classes,
     plant,
     random_of,
     save_photo,
@@ -50,12 +50,12 @@ def _raise_trees(pen: Pen, crowns: np.ndarray) -> None:
     """Draw the heights of crowns: half-spheres on trunks as high as their radius."""
     for share in np.arange(STEPS, 0, -1) / STEPS:  # of the radius
         height = crowns[:, 2:] / pen.scale * (1 + np.sqrt(1 - share**2))
-        pen.fill(discs(crowns * [1, 1, share]), METRE * height)
+        pen.fill(outline_discs(crowns * [1, 1, share]), METRE * height)
 
 
-def _free(crowns: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def _off_buildings(crowns: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Leave out the crowns that touch a building."""
-    points = np.clip(discs(crowns), 0, len(classes) - 1).astype(int)
+    points = np.clip(outline_discs(crowns), 0, len(classes) - 1).astype(int)
     touched = classes[points[..., 1], points[..., 0]] == CLASSES.index("building")
     return crowns[~touched.any(axis=1)]
 
@@ -86,7 +86,7 @@ def draw_pair(seed: int, split: str, index: int, size: int = 256) -> tuple[np.nd
         float32: 0 to 25.5.
     """
     rng = random_of(seed, split, index)
-    town, classes = plan(rng, size)
+    town, classes = plan_with_all_classes(rng, size)
     town = town._replace(light=np.array([0.0, -1.0]))
     photo, relief = Image.new("RGB", classes.shape, (94, 94, 98)), Image.new("L", classes.shape)
     pen, raising = Pen(photo, town), Pen(relief, town)
@@ -95,7 +95,7 @@ def draw_pair(seed: int, split: str, index: int, size: int = 256) -> tuple[np.nd
     storeys = np.where(flat, rng.uniform(1, 8, len(rects)), rng.uniform(1, 3, len(rects)))
     eaves = STOREY * storeys
     ridges = eaves + np.where(flat, 0, rng.uniform(1.5, 4, len(rects)))
-    crowns = _free(plant(pen, classes, rng), classes)
+    crowns = _off_buildings(plant(pen, classes, rng), classes)
     _raise_roofs(raising, rects, eaves, ridges)
     _raise_trees(raising, crowns)
     heights = np.asarray(relief)[::OVERSAMPLE, ::OVERSAMPLE].astype(np.float32) / METRE

@@ -66,7 +66,7 @@ def outlines(rects: np.ndarray, grow: float = 0.0, steps: int = 1) -> np.ndarray
     return np.stack([left + (right - left) * share_u, top + (bottom - top) * share_v], axis=-1)
 
 
-def _split(rect: np.ndarray, side: float, rng: np.random.Generator, streets: list) -> list:
+def _blocks_of(rect: np.ndarray, side: float, rng: np.random.Generator, streets: list) -> list:
     """Cut a rectangle into blocks of about the given side by streets, which are noted."""
     axis = int(rect[3] - rect[1] > rect[2] - rect[0])
     length = rect[axis + 2] - rect[axis]
@@ -78,7 +78,7 @@ def _split(rect: np.ndarray, side: float, rng: np.random.Generator, streets: lis
     first[axis + 2] = street[axis] = cut - half
     second[axis] = street[axis + 2] = cut + half
     streets.append(street)
-    return _split(first, side, rng, streets) + _split(second, side, rng, streets)
+    return _blocks_of(first, side, rng, streets) + _blocks_of(second, side, rng, streets)
 
 
 def _shore(rect: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -129,7 +129,7 @@ def plan_town(rng: np.random.Generator) -> Town:
     plots = []
     for left, right in ((-REACH, low - quay), (high + quay, max(high + quay, REACH))):
         for top, bottom in ((-REACH, row - half), (row + half, REACH)):
-            plots += _split(np.array([left, top, right, bottom]), side, rng, streets)
+            plots += _blocks_of(np.array([left, top, right, bottom]), side, rng, streets)
     parks, blocks = [], []
     for plot in plots:
         (parks if rng.random() < 0.16 else blocks).append(plot)

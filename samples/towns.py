@@ -99,7 +99,7 @@ def draw_gabled(pen: Pen, rects: np.ndarray, tint: np.ndarray) -> None:
     pen.fill(np.stack([d, c, *ridge], axis=1), tint * (1 + 0.25 * facing))
 
 
-def discs(discs: np.ndarray, shift: np.ndarray | float = 0.0) -> np.ndarray:
+def outline_discs(discs: np.ndarray, shift: np.ndarray | float = 0.0) -> np.ndarray:
     """Outline discs (n, 3), x, y and radius, moved by shift: (n, points, 2)."""
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -121,12 +121,12 @@ def plant(pen: Pen, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray
 def draw_trees(pen: Pen, crowns: np.ndarray, rng: np.random.Generator) -> None:
     """Crowns as heaps of leaves, brighter to the sun."""
     tone = np.array([60, 80, 44]) + rng.normal(0, [9, 9, 6], (len(crowns), 3))
-    pen.fill(discs(crowns), tone * 0.72)
+    pen.fill(outline_discs(crowns), tone * 0.72)
     for _ in range(5):
         away = rng.normal(0, 0.4, (len(crowns), 2))
         light = 0.95 - 0.35 * away @ pen.town.light[:, None]
         leaves = crowns * [1, 1, rng.uniform(0.3, 0.55)]
-        pen.fill(discs(leaves, away * crowns[:, 2:]), tone * light)
+        pen.fill(outline_discs(leaves, away * crowns[:, 2:]), tone * light)
 
 
 def _draw_photo(town: Town, classes: np.ndarray, rng: np.random.Generator) -> Image.Image:
@@ -139,7 +139,7 @@ def _draw_photo(town: Town, classes: np.ndarray, rng: np.random.Generator) -> Im
     reach = town.light * rng.uniform(2.5, 6) * pen.scale
     for share in (0.5, 1):
         shade.fill(pen.bend(outlines(buildings)) + share * reach, 135)
-    shade.fill(discs(crowns, 0.7 * reach), 125)
+    shade.fill(outline_discs(crowns, 0.7 * reach), 125)
     photo.paste((18, 22, 34), mask=shadow)
     tint = ROOFS[rng.integers(len(ROOFS), size=len(buildings))]
     tint = tint + rng.normal(0, 9, (len(buildings), 1))
@@ -186,7 +186,7 @@ def draw_pair(seed: int, split: str, index: int, size: int = 256) -> tuple[np.nd
         exactly one of the colours of palettes.TOWNS.
     """
     rng = random_of(seed, split, index)
-    town, classes = plan(rng, size)
+    town, classes = plan_with_all_classes(rng, size)
     aerial = expose(_draw_photo(town, classes, rng), rng)
     return aerial, np.array([*TOWNS.values()], dtype=np.uint8)[classes[::OVERSAMPLE, ::OVERSAMPLE]]
 
@@ -197,7 +197,7 @@ def random_of(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(split.encode()), index])
 
 
-def plan(rng: np.random.Generator, size: int) -> tuple[Town, np.ndarray]:
+def plan_with_all_classes(rng: np.random.Generator, size: int) -> tuple[Town, np.ndarray]:
     """Plan a town that shows some of each class; with its classes, OVERSAMPLE times as large."""
     while True:
         town = plan_town(rng)
@@ -260,7 +260,3 @@ def draw_set(
     with whole_folder(folder) as unfinished:
         for split, index in progress(jobs, desc=f"Drawing {folder.name}", unit="pair"):
             save(unfinished, split, index)
-
-
-if __name__ == "__main__":
-    draw_towns(Path("data/towns"), N_TRAIN, N_VAL)

@@ -489,17 +489,43 @@ def test_a_tiff_whose_pages_go_round_in_a_circle_ends(
     assert reason(tmp_path / "1.tif") == "its list of pages leads back to itself"
 
 
-def test_a_tiff_of_one_huge_tile_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "1.tif"
-    tifffile.imwrite(path, np.zeros((64, 64), np.uint8), tile=(64, 64), metadata=None)
-    read_picture(path)
+ZLIB = {"compression": "zlib"}
+
+
+def retag(path: Path, **values: int) -> Path:
+    """Write other numbers into a TIFF's tags."""
     content = bytearray(path.read_bytes())
     start, end = ifd_of(content)
     for entry in range(start + 2, end, 12):
-        if struct.unpack_from("<H", content, entry)[0] in (322, 323):  # width and length
-            struct.pack_into("<HII", content, entry + 2, 4, 1, 1 << 20)
+        (tag,) = struct.unpack_from("<H", content, entry)
+        if f"t{tag}" in values:
+            struct.pack_into("<HII", content, entry + 2, 4, 1, values[f"t{tag}"])
     path.write_bytes(content)
-    assert reason(path) == "tiles of 1048576x1048576 for a picture of 64 columns"
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "tags", "why"),
+    [
+        ({"tile": (64, 64)}, {"t322": 1 << 20, "t323": 1 << 20}, "tiles of 1048576x1048576 for"),
+        (ZLIB, {"t257": 2_000_000, "t278": 1}, "it holds 1 of its 2000000 strips or tiles"),
+        (ZLIB, {"t257": 1 << 30, "t278": 1 << 30}, "its 64x1073741824 pixels are more than"),
+    ],
+)
+def test_a_tiff_that_claims_what_it_does_not_hold_is_refused(
+    tmp_path: Path, options: dict[str, Any], tags: dict[str, int], why: str
+) -> None:
+    path = tmp_path / "1.tif"
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint8), metadata=None, **options)
+    read_picture(path)
+    assert reason(retag(path, **tags)).startswith(why)
+
+
+def test_many_channels_count_as_more_pixels(tmp_path: Path) -> None:
+    np.save(tmp_path / "1.npy", np.zeros((20, 30, 8), np.uint8))
+    assert read_picture(tmp_path / "1.npy", max_pixels=1200).shape == (20, 30, 8)
+    with pytest.raises(PictureError, match=r"30x20 pixels of 8 channels are more than"):
+        read_picture(tmp_path / "1.npy", max_pixels=1199)
 
 
 def test_an_error_without_words_is_named_by_its_kind(
@@ -511,6 +537,8 @@ def test_an_error_without_words_is_named_by_its_kind(
     path = saved(tmp_path / "1.png", COLOUR)
     monkeypatch.setattr(formats, "opened_image", fail)
     assert reason(path) == "it cannot be decoded (EOFError)"
+    (tmp_path / "1.npy").write_bytes(b"\x93NUMPY\1\0\xe8\3" + b"x\n" * 500)
+    assert len(reason(tmp_path / "1.npy")) < 200
 
 
 @pytest.mark.parametrize(

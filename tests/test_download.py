@@ -48,10 +48,11 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-def sized(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """An archive whose second member claims a size."""
+def claiming(kind: bytes = tarfile.REGTYPE, **fields: int) -> bytes:
+    """An archive whose second member claims a size or a time."""
     info = member("maps/2.jpg", kind)
-    info.size = size
+    for name, value in fields.items():
+        setattr(info, name, value)
     first = gzip.decompress(tar_gz("maps/1.jpg", blocks=0))
     return gzip.compress(first + info.tobuf(tarfile.GNU_FORMAT) + bytes(4096), mtime=0)
 
@@ -261,9 +262,11 @@ def test_an_address_that_makes_no_sense(address: str):
             gzip.compress(gzip.decompress(tar_gz("1.jpg", blocks=0)) + b"?" * 1024, mtime=0),
             "damaged or cut short",
         ),
-        (sized(-512), "damaged or cut short"),
-        (sized(2**62), "damaged or cut short"),
-        (sized(-512, tarfile.GNUTYPE_LONGNAME), "damaged or cut short"),
+        (claiming(size=-512), "damaged or cut short"),
+        (claiming(size=2**62), "damaged or cut short"),
+        (claiming(tarfile.GNUTYPE_LONGNAME, size=-512), "damaged or cut short"),
+        (claiming(tarfile.GNUTYPE_LONGNAME, size=2**62), "damaged or cut short"),
+        (claiming(mtime=2**70), "damaged or cut short"),
         (tar_gz("maps/readme.txt"), "no pictures"),
         (tar_gz(member("maps/1.jpg", tarfile.DIRTYPE)), "no pictures"),
         (tar_gz(), "no pictures"),

@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,13 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 from test_export import checkpoint
 
 from export import export
 from pictures.download import DownloadError
+from pictures.pairs import resize
 from pictures.palettes import TOWNS
+from samples.towns import draw_pair
 from web import drawing
 from web.drawing import ADDRESS, fetch_runtime
 
@@ -40,9 +44,10 @@ def runtime() -> None:
 def exported(towns: Path, runtime: None) -> "Callable[..., Path]":
     """Return a function that exports a tiny generator as a page and as a graph, fp16 both."""
 
-    def both(**settings: object) -> None:
+    def both(facts: dict[str, object] | None = None, **settings: object) -> None:
         Path("towns").symlink_to(towns)  # its classes are known by this name
         path = checkpoint(dataset="towns", **settings)
+        torch.save(torch.load(path) | (facts or {}), path)
         export(path, Path("page"))
         export(path, Path("a.onnx"), "fp16")
 
@@ -132,16 +137,51 @@ def test_photos_are_opened_instead_of_drawn(exported: "Callable[..., Path]", pag
     assert page.locator("#starts img").count() == 2
     assert abs(seen(page, "output") - expected(seen(page, "given"))).max() <= 2
 
-    photo = np.zeros((32, 64, 3), np.uint8)  # the middle square is taken
-    photo[:, 16:48] = np.random.default_rng(0).integers(0, 256, (32, 32, 3))
+
+def given_to(page: "Page", pixels: np.ndarray) -> np.ndarray:
+    """Open a picture on the page, and return what the generator is given."""
     file = io.BytesIO()
-    Image.fromarray(photo).save(file, format="PNG")
+    Image.fromarray(pixels).save(file, format="PNG")
     given = {"name": "photo.png", "mimeType": "image/png", "buffer": file.getvalue()}
     page.set_input_files("#file", given)
     page.wait_for_function("!document.getElementById('undo').disabled")
     settled(page)
-    assert (seen(page, "given") == photo[:, 16:48]).all()
-    assert abs(seen(page, "output") - expected(photo[:, 16:48])).max() <= 2
+    return seen(page, "given")
+
+
+@pytest.mark.parametrize("is_cropped", [False, True])
+def test_a_picture_that_is_opened_is_treated_as_in_the_training(
+    exported: "Callable[..., Path]", page: "Page", is_cropped: bool
+):
+    facts = {"picture_size": (40, 40), "side_by_side": True}
+    exported(facts, direction="AtoB", keep_aspect=is_cropped)
+    opened(page)
+    photo = draw_pair(0, "val", 0, 96)[0]
+    wide = photo[8:72]  # 96x64: no pair
+    pair = np.concatenate([photo, 255 - photo], axis=1)
+    expect = wide[:, 16:80] if is_cropped else wide
+    for pixels, seen_in_training in ((wide, expect), (pair, photo), (pair[:, :190], photo[:, :95])):
+        difference = given_to(page, pixels) - resize(seen_in_training, (32, 32), nearest=False)
+        assert abs(difference).mean() < 6  # browsers resize nearly as OpenCV does
+
+
+def test_the_half_of_a_pair_is_that_of_the_direction(exported: "Callable[..., Path]", page: "Page"):
+    exported({"picture_size": (64, 128), "side_by_side": True}, direction="BtoA")
+    opened(page)
+    pair = np.concatenate([np.full((32, 64, 3), colour) for colour in PALETTE[[0, 3]]], axis=1)
+    assert (given_to(page, pair.astype(np.uint8)) == PALETTE[3]).all()
+
+
+def test_other_files_beside_the_page_do_no_harm(
+    exported: "Callable[..., Path]", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    folder = Path(shutil.copytree(drawing.PAGE, tmp_path / "draw"))
+    (folder / ".DS_Store").write_bytes(b"\0\xff\xfe")
+    monkeypatch.setattr(drawing, "PAGE", folder)
+    exported(direction="AtoB")
+    assert sorted(path.name for path in Path("page").iterdir()) == [
+        *("draw.css", "draw.js", "index.html", "model.js", "runtime.js")
+    ]
 
 
 def test_labels_from_elsewhere_take_the_nearest_colours(

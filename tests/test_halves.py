@@ -86,9 +86,9 @@ def named(*names: str) -> list[Pair]:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ("1_A.png 1_B.png 2_A.png 2_B.png odd.png", "set a and b to '*_A' and '*_B'"),
-        ("town/1-real.png town/1-label.png", "set a and b to '*-label' and '*-real'"),
-        ("1.png 1_mask.png 2.png 2_mask.png", "set a and b to '' and '*_mask'"),
+        ("1_A.png 1_B.png 2_A.png 2_B.png odd.png", "a and b to '*_A' and '*_B'"),
+        ("town/1-real.png town/1-label.png", "a and b to '*-label' and '*-real'"),
+        ("1.png 1_mask.png 2.png 2_mask.png", "a and b to '' and '*_mask'"),
         ("images/1.png images/x/2.png masks/1.png masks/x/2.png", "a and b to images and masks"),
     ],
 )

@@ -217,6 +217,11 @@ def test_a_missing_folder_names_its_near_matches(tmp_path: Path) -> None:
         find_pairs(tmp_path / "nothing/like/it")
 
 
+def test_an_address_is_not_a_folder() -> None:
+    with pytest.raises(FileNotFoundError, match="is an address"):
+        find_pairs(Path("https://x.org/maps"))
+
+
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     place(tmp_path, "maps.tar.gz")
     with pytest.raises(NotADirectoryError, match="unpack an archive first"):
@@ -519,6 +524,13 @@ def test_what_does_not_pair_up_may_be_left_out(tmp_path: Path) -> None:
     assert "the same name in" in split.left_out
     for path in (tmp_path / "B").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(ValueError, match="do not pair up"):
+        find_pairs(tmp_path, on_bad_picture="skip")
+
+
+def test_a_part_of_which_nothing_pairs_up_is_not_left_out(tmp_path: Path) -> None:
+    for name in ("trainA/1.jpg", "trainB/1.png", "valA/1.jpg", "valB/2.png"):
+        place(tmp_path / Path(name).parent, Path(name).name)
     with pytest.raises(ValueError, match="do not pair up"):
         find_pairs(tmp_path, on_bad_picture="skip")
 

@@ -40,6 +40,7 @@ def preparation(size: int = 32, **changes: Any) -> Preparation:
         "keep_aspect": False,
         "nearest": "none",
         "check_halves": True,
+        "ignore": None,
         "on_bad_picture": "stop",
         "cache_dir": "cache",
         "cache_limit_gb": 16.0,

@@ -11,7 +11,7 @@ from PIL import Image
 from config import Config
 from evaluate import score_checkpoints
 from train import train
-from web.results import MEANINGS, Shown, meaning_of, write_page
+from web.results import MEANINGS, Shown, meaning_of, write_results_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -63,9 +63,42 @@ def test_every_score_has_its_meaning():
     assert meaning_of("load_size") == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", "{"),
+        ("config.json", "\xff"),
+        ("metrics.csv", "epoch,l1\n1,0,5\n2,x\n"),
+        ("metrics.csv", "epoch,l1\n1;0,5\n"),
+        ("scores_val.json", "3"),
+        ("scores_val.json", '{"l1": 0.5}'),
+        ("scores_val.csv", "picture,l1\none\n"),
+    ],
+)
+def test_a_file_that_was_edited_is_named(file: str, content: str):
+    run = scored("a", rows(l1=[0.5]))
+    (run.folder / file).write_text(content, encoding="latin1")
+    with pytest.raises(ValueError, match=rf"evaluation/a/{file} is not "):
+        write_results_page([run])
+
+
+def test_other_pictures_beside_those_of_the_run_do_no_harm():
+    run = scored("a", rows(l1=[0.5, 0.1]))
+    for path in (run.pictures / "00001 copy.png", run.pictures / "00009.png"):
+        path.write_bytes((run.pictures / "00001.png").read_bytes())
+    for name in ("output_001.png", "output_001 copy.png", "output_.png"):
+        (run.folder / name).touch()
+    text = write_results_page([run]).read_text()
+    assert '"file": "00002"' in text
+    assert "copy" not in text
+    assert '"file": "00009"' not in text
+    assert run.epochs == [1]
+
+
 def test_scores_of_other_data_do_not_replace_the_page(page: "Page"):
-    first = write_page([scored("a", rows(l1=[0.5]))])
-    other = write_page([scored("a", rows(l1=[0.5]), label="100% #1_all")])
+    first = write_results_page([scored("a", rows(l1=[0.5]))])
+    other = write_results_page([scored("a", rows(l1=[0.5]), label="100% #1_all")])
     assert (first.name, other.name) == ("index.html", "index_100% #1_all.html")
     page.goto(other.absolute().as_uri())
     page.wait_for_function("document.querySelector('#grid img').naturalWidth > 0")
@@ -74,13 +107,13 @@ def test_scores_of_other_data_do_not_replace_the_page(page: "Page"):
 def test_names_cannot_break_the_page(page: "Page"):
     name = "</script><script>throw Error('broken')</script>\udcff"
     table = [{"picture": name.encode("utf-8", "backslashreplace").decode(), "l1": 0.5}]
-    page.goto(write_page([scored("a", table)]).absolute().as_uri())
+    page.goto(write_results_page([scored("a", table)]).absolute().as_uri())
     assert names_shown(page) == [table[0]["picture"]]
 
 
 def test_pictures_are_sorted_searched_and_opened(page: "Page"):
     table = rows(l1=[0.3, 0.1, "nan", 0.2], sharpness=[4, 2, 1, 3], target_sharpness=[4, 8, 2, 2])
-    page.goto(write_page([scored("a", table)]).absolute().as_uri())
+    page.goto(write_results_page([scored("a", table)]).absolute().as_uri())
     assert names_shown(page) == ["one", "two", "three", "four"]
     page.select_option("#sort", label="by l1")
     assert names_shown(page) == ["one", "four", "two", "three"]
@@ -106,7 +139,7 @@ def test_pictures_are_sorted_searched_and_opened(page: "Page"):
 def test_two_runs_lie_side_by_side_with_sliders(page: "Page"):
     a = scored("a", rows(l1=[0.5, 0.2], other=[1, 1]))
     b = scored("b", rows(l1=[0.4, 0.9]))
-    path = write_page([a, b])
+    path = write_results_page([a, b])
     assert path == Path("evaluation/a_vs_b/index.html")
     page.goto(path.absolute().as_uri())
     assert page.locator("#sort option").all_inner_texts() == ["in order", "by l1"]
@@ -132,12 +165,12 @@ def test_two_runs_lie_side_by_side_with_sliders(page: "Page"):
 def test_runs_on_different_pictures_are_refused():
     runs = [scored("a", rows(l1=[0.5])), scored("b", rows(l1=[0.5, 0.5]))]
     with pytest.raises(ValueError, match="b and a were scored on different pictures"):
-        write_page(runs)
+        write_results_page(runs)
 
 
 def test_of_a_thousand_pictures_only_those_in_sight_are_read(page: "Page"):
     table = [{"picture": f"{number:04d}", "l1": number} for number in range(1000)]
-    page.goto(write_page([scored("a", table)]).absolute().as_uri())
+    page.goto(write_results_page([scored("a", table)]).absolute().as_uri())
     page.locator("#grid img").first.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('#grid img').naturalWidth > 0")
     read = "[...document.querySelectorAll('#grid img')].filter(i => i.naturalWidth > 0).length"

@@ -167,7 +167,7 @@ def test_no_tree_stands_on_a_house():
     classes = np.full((64, 64), heights.CLASSES.index("park"), np.uint8)
     classes[:, 32:] = heights.CLASSES.index("building")
     crowns = np.array([[20, 30, 8], [28, 30, 8], [50, 30, 8]], float)
-    assert heights._free(crowns, classes).tolist() == [[20, 30, 8]]
+    assert heights._off_buildings(crowns, classes).tolist() == [[20, 30, 8]]
 
 
 def test_heights_lie_in_two_folders(tmp_path):

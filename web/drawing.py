@@ -8,15 +8,18 @@ import tarfile
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any, Protocol
 
 from PIL import Image
 
 from machine.disk import make_folder, whole_file
 from pictures.download import DownloadError, opened, reason
+from pictures.pairs import SQUARE
 from pictures.sheet import data_address
-from utils import Translator
+from pictures.sides import Sides
 
 PAGE = Path(__file__).with_name("draw")
+FILES = ("index.html", "draw.css", "draw.js")
 
 # onnxruntime-web as npm publishes it: of its builds, the one that knows WebGPU and plain CPUs.
 VERSION = "1.30.0"
@@ -27,6 +30,19 @@ PARTS = {
     "module": "ort-wasm-simd-threaded.asyncify.mjs",
     "wasm": "ort-wasm-simd-threaded.asyncify.wasm",
 }
+
+
+class Facts(Protocol):
+    """What a page is told of a generator, as ``utils.Facts`` has it."""
+
+    config: Any
+    """Its settings: name, crop_size, direction and keep_aspect."""
+    sides: Sides
+    """What it takes and gives."""
+    picture_size: tuple[int, int] | None
+    """Height and width of the pictures of the training, where they are known."""
+    side_by_side: bool
+    """Whether these were halves of side-by-side pictures."""
 
 
 def fetch_runtime(folder: Path = Path("data")) -> Path:
@@ -57,14 +73,14 @@ def fetch_runtime(folder: Path = Path("data")) -> Path:
 
 
 def write_drawing_page(
-    graph: Path, translator: Translator, starts: Sequence[Image.Image], folder: Path, precision: str
+    graph: Path, facts: Facts, starts: Sequence[Image.Image], folder: Path, precision: str
 ) -> float:
     """Write the page that runs a graph of ``export.py``; its index.html opens from the folder.
 
     Args:
-        graph: ONNX file of ``translator``, with its weights inside.
-        translator: What the graph was made from.
-        starts: Pictures to start drawing from.
+        graph: ONNX file of a generator, with its weights inside.
+        facts: What there is to know of that.
+        starts: Inputs to start from, square; label pictures at twice crop_size, to be drawn on.
         folder: Where to; files of an earlier page are replaced.
         precision: Of the graph: fp32, fp16 or int8, which not every graphics card has.
 
@@ -75,7 +91,7 @@ def write_drawing_page(
         ValueError: The generator does not take and give grey or colour pictures.
         OSError: The runtime cannot be fetched, or the folder not be written to.
     """
-    config, sides = translator.config, translator.sides
+    config, sides = facts.config, facts.sides
     if not all(side.is_plain and side.channels in (1, 3) for side in sides):
         raise ValueError(
             f"A page shows pictures of 8 bits, grey or in colour, and this generator turns "
@@ -92,11 +108,13 @@ def write_drawing_page(
         "outputs": sides.target.channels,
         "precision": precision,
         "palette": sides.input.palette,
+        "pair": _pair(facts),
+        "keepAspect": config.keep_aspect,
         "starts": [data_address(picture) for picture in starts],
         "graph": _packed(graph.read_bytes()),
     }
     packed = {part: _packed(content) for part, content in runtime.items()}
-    texts = {path.name: path.read_text(encoding="utf-8") for path in PAGE.iterdir()}
+    texts = {name: (PAGE / name).read_text(encoding="utf-8") for name in FILES}
     texts["model.js"] = f"const MODEL = {json.dumps(model)};\n"
     texts["runtime.js"] = f"const RUNTIME = {json.dumps(packed)};\n"
     make_folder(folder)
@@ -104,6 +122,15 @@ def write_drawing_page(
         with whole_file(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
     return sum(len(text) for name, text in texts.items() if name != "runtime.js") / 1e6
+
+
+def _pair(facts: Facts) -> dict[str, float] | None:
+    """Return how the page knows pairs of the training by their shape, and which half is theirs."""
+    if not facts.side_by_side or facts.picture_size is None:
+        return None
+    height, width = facts.picture_size
+    half = int(facts.config.direction == "BtoA")
+    return {"aspect": 2 * width / height, "tolerance": SQUARE, "half": half}
 
 
 def _packed(content: bytes) -> str:

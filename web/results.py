@@ -8,7 +8,9 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +99,7 @@ class Shown:
     def settings(self) -> dict[str, Any]:
         """The settings of the training, where it left them."""
         path = self.folder / "config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return _facts_in(path) if path.is_file() else {}
 
     @cached_property
     def curves(self) -> list[dict[str, float]]:
@@ -105,15 +107,15 @@ class Shown:
         path = self.folder / "metrics.csv"
         if not path.is_file():
             return []
-        with open(path, newline="", encoding="utf-8") as file:
+        with _explained(path), open(path, newline="", encoding="utf-8") as file:
             return [{n: float(v) for n, v in row.items() if v} for row in csv.DictReader(file)]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What there is to say of all pictures: facts, and scores by name."""
         if self.label:
-            path = self.folder / f"scores_{self.label}.json"
-            return json.loads(path.read_text(encoding="utf-8"))
+            shown = ("pictures", "dataset", "split", "checkpoint")
+            return _facts_in(self.folder / f"scores_{self.label}.json", *shown)
         last = self.curves[-1]
         return {n.removeprefix("val_"): v for n, v in last.items() if n.startswith("val_")}
 
@@ -128,7 +130,33 @@ class Shown:
     @property
     def epochs(self) -> list[int]:
         """The epochs of which there are samples."""
-        return sorted(int(path.stem[7:]) for path in self.folder.glob("output_[0-9]*.png"))
+        return sorted(_numbered(self.folder, "output_"))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the content of a file into one message that names it."""
+    try:
+        yield
+    except (csv.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not as a run writes it ({error}); did another program save it? Bring the "
+            "old one back, or move it away."
+        ) from error
+
+
+def _facts_in(path: Path, *needed: str) -> dict[str, Any]:
+    with _explained(path):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(facts, dict) and facts.keys() >= {*needed}):
+            raise ValueError(f"it holds {facts!r:.40}, expected {', '.join(needed) or 'settings'}")
+        return facts
+
+
+def _numbered(folder: Path, beginning: str = "") -> dict[int, str]:
+    """Return the stems, by their numbers, of the pictures in a folder that have such a name."""
+    names = (re.fullmatch(rf"({beginning}(\d+))\.png", path.name) for path in folder.glob("*.png"))
+    return {int(name[2]): name[1] for name in names if name}
 
 
 def write_results_page(runs: Sequence[Shown]) -> Path:
@@ -204,8 +232,8 @@ def _data(runs: Sequence[Shown], page_folder: Path) -> dict[str, Any]:
         return quote(os.fsencode(Path(os.path.relpath(folder, page_folder)).as_posix()))
 
     scores = [name for name in runs[0].table[1] if all(name in run.table[1] for run in runs)]
-    stems = set.intersection(*({p.stem for p in run.pictures.glob("*.png")} for run in runs))
-    names = runs[0].table[0]
+    names, stems = runs[0].table[0], _numbered(runs[0].pictures)
+    shown = {*range(1, len(names) + 1)}.intersection(*(_numbered(run.pictures) for run in runs))
     columns = itertools.chain(*(row for run in runs for row in run.curves))
     return {
         "runs": [
@@ -222,10 +250,10 @@ def _data(runs: Sequence[Shown], page_folder: Path) -> dict[str, Any]:
         "scores": [[name, meaning_of(name)[0]] for name in scores],
         "pictures": [
             {
-                "name": names[int(stem) - 1],
-                "file": stem,
-                "scores": [[float(run.table[1][s][int(stem) - 1]) for s in scores] for run in runs],
+                "name": names[number - 1],
+                "file": stems[number],
+                "scores": [[float(run.table[1][s][number - 1]) for s in scores] for run in runs],
             }
-            for stem in sorted(stems)
+            for number in sorted(shown)
         ],
     }

@@ -246,22 +246,44 @@ function toPalette() {
   }
 }
 
-function place(picture) {
-  const {width, height} = picture, side = Math.min(width, height);
+// The part of a picture to translate, as translate.py takes it: the input's half of what looks like
+// a pair of the training, and of that what fits a square where the training did not squeeze.
+function partOf({width, height}) {
+  let left = 0, top = 0;
+  if (MODEL.pair && Math.abs(width / height / MODEL.pair.aspect - 1) <= MODEL.pair.tolerance) {
+    width = Math.floor(width / 2);
+    left = MODEL.pair.half * width;
+  }
+  if (MODEL.keepAspect) {
+    const side = Math.min(width, height);
+    left += (width - side) / 2;
+    top = (height - side) / 2;
+    width = height = side;
+  }
+  return [left, top, width, height];
+}
+
+function place(picture, part) {
   if (image) remember();
   paper.fillStyle = "white";  // under what is transparent
   paper.fillRect(0, 0, SIZE, SIZE);
   paper.imageSmoothingEnabled = !MODEL.palette;
   paper.imageSmoothingQuality = "high";
-  paper.drawImage(picture, (width - side) / 2, (height - side) / 2, side, side, 0, 0, SIZE, SIZE);
+  paper.drawImage(picture, ...part, 0, 0, SIZE, SIZE);
   image = paper.getImageData(0, 0, SIZE, SIZE);
   if (MODEL.palette) toPalette();
   put();
 }
 
+async function start(picture) {
+  const whole = await createImageBitmap(picture);
+  place(whole, [0, 0, whole.width, whole.height]);
+}
+
 async function open(file) {
   try {
-    place(await createImageBitmap(file));
+    const picture = await createImageBitmap(file);
+    place(picture, partOf(picture));
   } catch {
     by("status").textContent = "This file is no picture that the browser can read.";
   }
@@ -284,7 +306,7 @@ function choose(name, value) {
 function addColours() {
   colours.forEach(([name, rgb], number) => {
     const button = by("colours").appendChild(document.createElement("button"));
-    button.appendChild(document.createElement("i")).style.background = `rgb(${rgb})`;
+    button.appendChild(document.createElement("i")).style.background = `rgb(${rgb.map(Number)})`;
     button.append(name.replaceAll("_", " "));
     button.dataset.colour = number;
     if (number < 9) button.title = `Key ${number + 1}`;
@@ -298,7 +320,7 @@ function addStarts() {
     picture.alt = "start from this picture";
     const button = by("starts").appendChild(document.createElement("button"));
     button.append(picture);
-    button.onclick = async () => place(await createImageBitmap(picture));
+    button.onclick = () => start(picture);
   }
 }
 
@@ -306,7 +328,7 @@ async function first() {
   const picture = document.querySelector("#starts img");
   if (picture) {
     await picture.decode();
-    return place(await createImageBitmap(picture));
+    return start(picture);
   }
   image = paper.createImageData(SIZE, SIZE);
   pixels().fill(words[0] ?? 0xffffffff);

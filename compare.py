@@ -86,6 +86,12 @@ def blind_page(strips: Mapping[str, Strips]) -> str:
     return render("blind.html", rounds=rounds)
 
 
+def folder_of(run: str) -> Path:
+    """Return the folder of a run that is given by it or by its name."""
+    given = Path(run)
+    return given if given.is_dir() else Path("evaluation", run)
+
+
 def compare(
     runs: tyro.conf.Positional[tuple[str, ...]],
     scores: Annotated[str, tyro.conf.arg(metavar="NAME")] = "val",
@@ -105,7 +111,9 @@ def compare(
     Raises:
         ValueError, OSError: Scores that are missing, or of different pictures.
     """
-    folders = dict.fromkeys(Path("evaluation", Path(run).name) for run in runs)
+    if pictures < 1:
+        raise ValueError(f"pictures is {pictures}; give 1 or more.")
+    folders = dict.fromkeys(map(folder_of, runs))
     shown = [Shown(folder, scores) for folder in folders]
     if len(shown) < 2:
         raise ValueError("Name two or more different runs, as in: python compare.py RUN RUN")

@@ -99,6 +99,8 @@ class Config:
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
     labels: Roles | None = None
     """Pictures whose colours or numbers are classes: shown as such, or learned in place of L1."""
+    ignore: int | None = None
+    """Number in label pictures that is no class (255, -1) and is left out of loss and scores."""
     on_bad_picture: Literal["stop", "skip"] = "stop"
     """stop lists every picture that cannot be used; skip lists them and goes on without."""
     input_nc: Count | None = None

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pictures.palettes import IGNORED
+
 # The scores of a new generator are small, and grow slowly at the paper's learning rate. So much
 # larger they reach the probabilities of a sure answer about as fast as tanh reaches black.
 SCORE_SCALE = 8.0
@@ -47,32 +49,34 @@ class Labels(nn.Module):
             x: Input pictures, (N, channels, H, W) in [-1, 1].
 
         Returns:
-            The class of the nearest colour at each pixel, one-hot, (N, classes, H, W).
+            The class of the nearest colour at each pixel, one-hot, (N, classes, H, W); zeros
+            where a pixel is of none (``is_ignored``).
         """
-        return x if self.input is None else one_hot(nearest_class(x, self.input), len(self.input))
+        return x if self.input is None else _encoded(x, self.input)
 
     def encode_target(self, y: Tensor) -> Tensor:
         """Return what outputs are compared with: the same of target pictures."""
-        return (
-            y if self.target is None else one_hot(nearest_class(y, self.target), len(self.target))
-        )
+        return y if self.target is None else _encoded(y, self.target)
 
     def decode_target(self, y: Tensor) -> Tensor:
         """Return the pictures, (N, 3, H, W) in [-1, 1], of targets that were encoded."""
         return y if self.target is None else _painted(y, self.target)
 
-    def decode_output(self, output: Tensor) -> Tensor:
+    def decode_output(self, output: Tensor, y: Tensor) -> Tensor:
         """Return the pictures that outputs stand for while the generator learns.
 
         Args:
             output: Scores of the classes, (N, classes, H, W).
+            y: Targets that were encoded.
 
         Returns:
-            (N, 3, H, W) in [-1, 1]: at each pixel the mean colour by the classes' probabilities.
+            (N, 3, H, W) in [-1, 1]: at each pixel the mean colour by the classes' probabilities;
+            where the target is of no class, the same grey as the target's.
         """
         if self.target is None:
             return output
-        return _painted((SCORE_SCALE * output).softmax(dim=1), self.target)
+        chances = (SCORE_SCALE * output).softmax(dim=1)
+        return _painted(chances, self.target) * y.sum(dim=1, keepdim=True)
 
     def finish(self, output: Tensor) -> Tensor:
         """Return the pictures to show: as ``decode_output``, but nearly or wholly of pure colours.
@@ -85,6 +89,17 @@ class Labels(nn.Module):
         if not self.soft_edges:
             return _painted(one_hot(output.argmax(dim=1), output.shape[1]), self.target)
         return _painted((SHARPENING * SCORE_SCALE * output).softmax(dim=1), self.target)
+
+
+def is_ignored(picture: Tensor) -> Tensor:
+    """Return where pictures (N, 3, H, W) in [-1, 1] are of no class, as (N, 1, H, W)."""
+    colour = torch.tensor(IGNORED, device=picture.device)[:, None, None] / 127.5 - 1
+    return ((picture - colour).abs() < 1 / 255).all(dim=1, keepdim=True)
+
+
+def _encoded(picture: Tensor, colours: Tensor) -> Tensor:
+    """Return the classes of pixels (N, 3, H, W), one-hot, (N, K, H, W); zeros for no class."""
+    return one_hot(nearest_class(picture, colours), len(colours)) * ~is_ignored(picture)
 
 
 def _painted(shares: Tensor, colours: Tensor) -> Tensor:

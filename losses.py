@@ -98,9 +98,9 @@ def class_loss(scores: Tensor, y: Tensor) -> Tensor:
 
     Args:
         scores: Of the classes, (N, K, H, W), as a generator gives them.
-        y: Probabilities to learn, likewise: one-hot for targets.
+        y: Probabilities to learn, likewise: one-hot for targets. Pixels of zeros do not count.
     """
-    return F.cross_entropy(SCORE_SCALE * scores, y)
+    return F.cross_entropy(SCORE_SCALE * scores, y, reduction="sum") / y.sum().clamp_min(1)
 
 
 def perceptual_loss(fake: Tensor, y: Tensor) -> Tensor:

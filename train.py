@@ -97,7 +97,7 @@ def translate(state: TrainingState, x: Tensor, y: Tensor, config: Config, machin
         generator = partial(checkpoint, generator, use_reentrant=False)
     with machine.autocast:
         output = generator(x)
-    return Part(x, y, output, state.labels.decode_target(y), state.labels.decode_output(output))
+    return Part(x, y, output, state.labels.decode_target(y), state.labels.decode_output(output, y))
 
 
 def teach_discriminator(

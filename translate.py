@@ -106,8 +106,8 @@ def translate(
 
 def reading_of(translator: Translator, options: Options) -> Reading:
     """Return how files are to be read for a generator: as those that it was trained on."""
-    is_index = bool(translator.sides.input.index)
-    return Reading(translator.config.alpha, is_index, max_pixels=options.max_pixels)
+    config, is_index = translator.config, bool(translator.sides.input.index)
+    return Reading(config.alpha, is_index, config.ignore, options.max_pixels)
 
 
 def input_half(translator: Translator, picture: Picture, options: Options) -> Picture:

@@ -92,7 +92,6 @@ def split_of(config: Config) -> Split:
 def preparation_of(config: Config, *, augment: bool, kinds: Kinds | None = None) -> Preparation:
     """Return how the pairs of a resolved ``config`` become samples."""
     settled = {"augment": augment, "kinds": kinds, "found_labels": _unknown_labels(config)}
-    settled["ignore"] = getattr(config, "ignore", None)
     settled["ranged"] = tuple(role for role in ROLES if getattr(config, f"{role}_range"))
     names = [field.name for field in fields(Preparation) if field.name not in settled]
     return Preparation(**{name: getattr(config, name) for name in names}, **settled)

@@ -13,7 +13,7 @@ from torchmetrics.functional.image import (
 )
 
 from dataset import normalise
-from labels import nearest_class
+from labels import is_ignored, nearest_class
 from machine.devices import Machine
 from machine.processes import Processes
 from pictures.palettes import Palette, merged_classes
@@ -73,10 +73,12 @@ def grid_energy(picture: Tensor, period: int) -> Tensor:
 def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:
     """Return how many pixels of each true class (rows) were found to be each class (columns).
 
-    Output and target are (1, 3, H, W) in [-1, 1]; a pixel is of the class of nearest colour.
+    Output and target are (1, 3, H, W) in [-1, 1]; a pixel is of the class of nearest colour. Those
+    that the target ignores do not count.
     """
     colours = torch.tensor(list(palette.values()), device=y.device) / 127.5 - 1
-    found, true = nearest_class(fake, colours), nearest_class(y, colours)
+    counted = ~is_ignored(y)[:, 0]
+    found, true = (nearest_class(picture, colours)[counted] for picture in (fake, y))
     return multiclass_confusion_matrix(found, true, num_classes=len(palette)).cpu()
 
 
@@ -233,7 +235,8 @@ def score_all(
             x, y = normalise(batch.to(machine.device), sides)
             with machine.autocast:
                 fake = translator(x)
-            rows.append(score_picture(fake, y))
+            wanted = y.where(~is_ignored(y), fake) if sides.target.palette else y
+            rows.append(score_picture(fake, wanted))
             for measure in measures:
                 rows[-1] |= measure(x, fake, y)
     rows = _gathered(rows, measures, machine.processes)

@@ -11,7 +11,7 @@ ALLOWED = {
     "config": "",
     "generator": "",
     "discriminator": "generator",
-    "labels": "",
+    "labels": "pictures",
     "losses": "config labels scoring",
     "recipes": "config pictures",
     "dataset": "config machine pictures",

@@ -11,10 +11,11 @@ from generator import Generator
 from labels import SCORE_SCALE, Labels, one_hot
 from losses import class_loss, feature_loss, perceptual_loss
 from machine.devices import choose_machine
-from pictures.palettes import TOWNS
+from pictures.palettes import IGNORED, TOWNS
 from recipes import resolve
 from run.state import new_state
 from scoring import photos
+from scoring.scores import count_classes
 from train import train, update_ema
 from utils import Facts, Translator, known_sides
 
@@ -51,7 +52,7 @@ def test_the_loss_of_classes_teaches_most_where_it_is_most_wrong():
 def test_classes_become_probabilities_and_at_test_colours():
     labels = Labels(target_colours=COLOURS)
     scores = torch.randn(2, 6, 32, 32)
-    mean = labels.decode_output(scores)
+    mean = labels.decode_output(scores, one_hot(scores.argmax(dim=1), 6))
     chances = (SCORE_SCALE * scores).softmax(dim=1)
     expected = sum(
         chances[:, k, None] * labels.target[k][:, None, None] for k in range(len(COLOURS))
@@ -67,17 +68,28 @@ def test_classes_become_probabilities_and_at_test_colours():
 def test_photos_pass_as_they_are():
     x = torch.rand(1, 3, 4, 4)
     labels = Labels()
-    for method in (
-        *(labels.encode_input, labels.encode_target, labels.decode_target),
-        *(labels.decode_output, labels.finish),
-    ):
+    for method in (labels.encode_input, labels.encode_target, labels.decode_target, labels.finish):
         assert method(x) is x
+    assert labels.decode_output(x, x) is x
 
 
 def test_classes_that_score_alike_are_not_mixed():
     labels = Labels(target_colours=COLOURS, soft_edges=False)
     picture = labels.finish(torch.zeros(1, 6, 2, 2))
     assert torch.equal(picture, labels.target[0][:, None, None].expand(1, 3, 2, 2))
+
+
+def test_pixels_of_no_class_are_out_of_the_loss_and_of_what_the_discriminator_sees():
+    labels = Labels(target_colours=COLOURS)
+    y = labels.target[torch.randint(6, (1, 4, 4))].movedim(-1, 1)
+    y[..., 1] = torch.tensor(IGNORED)[:, None] / 127.5 - 1
+    true, scores = labels.encode_target(y), torch.randn(1, 6, 4, 4)
+    kept = [0, 2, 3]
+    left_out = class_loss(scores[..., kept], true[..., kept])
+    torch.testing.assert_close(class_loss(scores, true), left_out)
+    real, fake = labels.decode_target(true), labels.decode_output(scores, true)
+    assert torch.equal(real[..., 1], fake[..., 1])
+    assert count_classes(y.roll(1, 2), y, TOWNS).sum() == 12
 
 
 def test_colours_have_all_their_digits_in_half_precision():

@@ -1,6 +1,7 @@
 """Where to compute, and in which precision."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -108,7 +109,9 @@ def own_device(device: torch.device, processes: Processes) -> torch.device:
             f"device is {device}, which one process can use; with many, set it to cuda (each takes "
             "a card of its own) or cpu."
         )
-    own = pick_device(f"cuda:{processes.local_rank}")
+    # Slurm can show each process one card alone, its own, which it then calls the first.
+    shows_one = torch.cuda.device_count() == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    own = pick_device(f"cuda:{0 if shows_one else processes.local_rank}")
     torch.cuda.set_device(own)
     return own
 

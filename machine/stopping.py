@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -77,8 +78,11 @@ class StopRequest:
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
-        if self.speaks:  # not by print: the signal may have come in the middle of one
-            os.write(2, b"\nStopping after this step (Ctrl-C again: at once).\n")
+        if self.speaks and sys.__stderr__ is not None:
+            with suppress(OSError, ValueError):  # where stderr was closed nobody listens
+                # Not by print: the signal may have come in the middle of one.
+                place = sys.__stderr__.fileno()
+                os.write(place, b"\nStopping after this step (Ctrl-C again: at once).\n")
 
     def check(self) -> None:
         """Raise Interrupted if a stop was requested."""
@@ -119,10 +123,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def print_anything() -> None:
-    """Let every name be printed anywhere: what an encoding lacks is shown by its code."""
-    for stream in (sys.stdout, sys.stderr):
+    """Let everything be printed: what an encoding lacks by its code, to nowhere if that is shut."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+        elif stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the script
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -140,6 +147,9 @@ def run_script(main: Callable[[], None]) -> None:
         advice = "Lower num_workers; or, in a run of another --name, batch_size, crop_size or ngf."
         print(f"{error or 'Out of memory.'}\n{advice}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end would, too
+        sys.exit(1)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -390,13 +390,16 @@ def _check_complete(content: Mapping[str, Any], path: Path) -> None:
     """Refuse a checkpoint that a run cannot go on from, such as a copy of generator.pt.
 
     Raises:
-        CheckpointError: It lacks a part.
+        CheckpointError: It lacks a part, or does not say how far the run is.
     """
     names = {field.name for field in (*fields(TrainingState), *fields(Facts))}
     if lacking := sorted((names | {"pairs"}) - content.keys()):
         raise CheckpointError(
             f"{path} lacks {', '.join(lacking)}, so that no run can go on from it."
         )
+    for name in ("epoch", "step"):
+        if type(content[name]) is not int or content[name] < 0:
+            raise CheckpointError(f"{path} cannot be used: {name} is {content[name]!r}.")
 
 
 def _this_process() -> str:

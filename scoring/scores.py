@@ -159,7 +159,7 @@ class Units(Measure):
 
     def __call__(self, x: Tensor, fake: Tensor, y: Tensor) -> Scores:
         """Measure one picture."""
-        error = (fake - y).double() * self.side.half_range
+        error = (fake - y).cpu().double() * self.side.half_range  # MPS has no doubles
         self.squares.append(error.square().mean().item())
         return {"mae": error.abs().mean().item(), "rmse": self.squares[-1] ** 0.5}
 

@@ -1,6 +1,7 @@
 import csv
 import math
 import os
+import platform
 import random
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from run.report import Report
 from run.sources import open_data
 from run.state import new_state
 from train import train
-from utils import known_sides, load_generator
+from utils import CheckpointError, known_sides, load_generator
 
 
 def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):
@@ -132,6 +134,67 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_used(
     output = capsys.readouterr().out
     assert f"{latest} is damaged" in output
     assert "previous.pt" in output
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    path.write_bytes(content)
+
+
+def test_the_only_whole_checkpoint_is_never_removed(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    config = Config(dataset=str(towns), name="a", checkpoint_minutes=0, **TINY)
+    train(config)
+    whole = Path("checkpoints/a/previous.pt").read_bytes()
+    damage(Path("checkpoints/a/latest.pt"))
+    FullDisk(monkeypatch, Path("checkpoints/a/generator.pt").stat().st_size + 100)
+    with pytest.raises(OSError, match="no space left"):
+        train(replace(config, n_epochs=3))
+    assert Path("checkpoints/a/previous.pt").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda c: c.pop("optimizer_g"), "lacks optimizer_g"),
+        (lambda c: c.pop("pairs"), "lacks pairs"),
+        (lambda c: c.update(step=-1), "step is -1"),
+        (lambda c: c.update(epoch="two"), "epoch is 'two'"),
+        (lambda c: c.update(seconds=math.nan), "seconds is nan"),
+        (lambda c: c["totals"].update(l1=torch.tensor(math.inf)), "totals is"),
+        (lambda c: c["generator"].popitem(), "weights are not those of its settings"),
+        (lambda c: c["discriminator"].update({"layers.0.weight": torch.zeros(1)}), "the shape"),
+        (lambda c: c["average"]["encoder.0.1.weight"].fill_(math.nan), "infinite or NaN"),
+        (lambda c: c["optimizer_d"]["state"][0].update(exp_avg=torch.zeros(1)), "exp_avg 0"),
+        (lambda c: c["config"].update(ngf="many"), "ngf is 'many'"),
+        (lambda c: c.update(config=3), "cannot be used"),
+        (lambda c: c.update(sides=None), "cannot be used"),
+    ],
+)
+def test_half_a_checkpoint_is_refused_by_what_it_lacks(towns: Path, harm: Callable, said: str):
+    config = Config(dataset=str(towns), name="a", **TINY | {"n_epochs": 1, "n_epochs_decay": 0})
+    train(config)
+    content = torch.load("checkpoints/a/latest.pt", weights_only=True)
+    harm(content)
+    for name in ("latest", "previous"):
+        torch.save(content, f"checkpoints/a/{name}.pt")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        train(replace(config, n_epochs=2))
+    assert "checkpoints/a/latest.pt" in str(caught.value)
+
+
+def test_going_on_from_something_older_is_told(towns: Path, capsys: pytest.CaptureFixture[str]):
+    config = Config(dataset=str(towns), name="a", checkpoint_minutes=0, **TINY)
+    train(config)
+    latest = Path("checkpoints/a/latest.pt")
+    latest.unlink()
+    train(config)
+    assert re.search(
+        r"latest\.pt is gone\.\n.*previous\.pt instead, of 20", capsys.readouterr().out
+    )
+    shutil.copy("checkpoints/a/generator.pt", latest)
+    train(config)
+    assert re.search(r"latest\.pt lacks average, .*\n.*previous", capsys.readouterr().out)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(towns: Path):
@@ -317,6 +380,20 @@ def test_one_run_is_for_one_process(towns: Path, monkeypatch: pytest.MonkeyPatch
         train(replace(config, name="b"))
     train(replace(config, n_epochs=3))
     assert len(results("a")[1]) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_run_that_goes_on_keeps_its_name_though_its_lock_is_removed(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY)
+    train(config)
+    Path("checkpoints/.a.lock").unlink()
+    owner = Path("checkpoints/.a.owner")
+    other, started = os.getppid(), saving._started(os.getppid())
+    owner.write_text(f"{other} on {platform.node()}{started}")
+    with pytest.raises(OSError, match=f"trained by process {other}"):
+        train(replace(config, n_epochs=3))
+    owner.write_text(f"{other} on {platform.node()}, started at 1")  # a number used again
+    train(replace(config, n_epochs=3))
 
 
 def test_settings_and_scores_that_an_older_file_lacks_take_their_default(towns: Path):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-import train as training
 from config import Config
 from machine.stopping import POLITE, Interrupted, StopRequest, run_script
+from run import state
 from train import train
 
 
@@ -36,6 +36,28 @@ def test_a_script_ends_in_one_message_and_its_code(
         run_script(main)
     assert stopped.value.code == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has another shell")
+@pytest.mark.parametrize(
+    ("redirected", "code"), [("2>&-", 2), (">&- 2>&-", 2), ("| true", 0)], ids=str
+)
+def test_a_script_whose_output_is_shut_ends_as_ever(redirected: str, code: int):
+    lines = (
+        "import sys; from machine.stopping import StopRequest, run_script",
+        "def main():",
+        "    StopRequest().__enter__()._note(15, None)",
+        "    [print('line', flush=True) for _ in range(99999)]",
+        "    raise ValueError('a mistake')",
+        "run_script(main)",
+    )
+    Path("script.py").write_text("\n".join(lines))
+    command = f"{sys.executable} script.py {redirected}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    options = {"capture_output": True, "text": True, "env": environment}
+    done = subprocess.run(["sh", "-c", command], check=False, **options)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
@@ -69,7 +91,7 @@ def test_under_nohup_a_closed_terminal_is_ignored(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent there")
 def test_a_stop_frees_the_networks_at_once(towns: Path, monkeypatch: pytest.MonkeyPatch):
     generators = []
-    build, check = training.build_generator, StopRequest.check
+    build, check = state.build_generator, StopRequest.check
 
     def noting(*arguments: object) -> torch.nn.Module:
         generator = build(*arguments)
@@ -80,7 +102,7 @@ def test_a_stop_frees_the_networks_at_once(towns: Path, monkeypatch: pytest.Monk
         self.signum = signal.SIGINT
         check(self)
 
-    monkeypatch.setattr(training, "build_generator", noting)
+    monkeypatch.setattr(state, "build_generator", noting)
     monkeypatch.setattr(StopRequest, "check", stopping)
     with pytest.raises(Interrupted, match="same command") as stopped:
         train(Config(dataset=str(towns), name="a", **TINY))

@@ -8,6 +8,7 @@ from conftest import TINY
 from PIL import Image
 
 from config import Config
+from evaluate import score_checkpoints
 from machine.devices import choose_machine
 from train import train
 from utils import CheckpointError, load_checkpoint, load_generator
@@ -101,6 +102,16 @@ def test_a_hostile_file_does_nothing(tmp_path: Path):
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "bare.pt")
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_strangers_file_decides_nothing_about_this_machine(run: Config, tmp_path: Path):
+    content = torch.load("checkpoints/a/generator.pt", weights_only=True)
+    content["config"] |= {"cache_dir": str(tmp_path / "theirs"), "max_pixels": 10**12}
+    torch.save(content, "theirs.pt")
+    config = load_generator("theirs.pt").config
+    assert (config.cache_dir, config.max_pixels) == ("data/.cache", None)
+    score_checkpoints((Path("theirs.pt"),), device="cpu")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_settings_of_another_version_are_named(run: Config, tmp_path: Path):

@@ -391,9 +391,10 @@ def _below(folder: Path) -> list[PurePath]:
 
 
 def by_name(files: Iterable[P], endings: Sequence[str]) -> list[ByName[P]]:
-    """Return files by their names, the longest ending taken off, for each ending.
+    """Return for each ending the files whose names have it, by their names without it.
 
-    A name is the path without its suffix, unless that is the ending.
+    A name is the path without its suffix, unless that is the ending. Of several endings that fit
+    the longest counts.
     """
     sides: dict[str, ByName[P]] = {ending: {} for ending in endings}
     longest_first = sorted(sides, key=len, reverse=True)

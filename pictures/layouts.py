@@ -114,9 +114,7 @@ class Named:
     b: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what does not tell A from B."""
-        if self.a and self.a == self.b:
-            raise ValueError(f"a and b are both {self.a}. Set them to what tells A from B")
+        """Refuse the path of one folder beside the name of others."""
         if len(self.paths) == 1:
             raise ValueError(
                 f"a is {self.a!r} and b is {self.b!r}: one is the path of a folder. Give the paths "
@@ -365,7 +363,7 @@ def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...
     if found.b is None:
         sides = by_name(_below(found.a), [""])
     elif found.b.samefile(found.a):
-        if not names.endings:
+        if len({*endings}) == 1:
             raise ValueError(f"A and B are the same folder, {found.a}. Name two folders")
         sides = by_name(_below(found.a), endings)
     else:

@@ -201,7 +201,10 @@ class Config:
         for name, adapter in _adapters().items():
             value = _plain(getattr(self, name))
             try:
-                value = adapter.validate_python(value)
+                if isinstance(value, str):  # a path need not be text, and pydantic takes text alone
+                    adapter.validate_python(value.encode(errors="replace").decode())
+                else:
+                    value = adapter.validate_python(value)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].removeprefix("Value error, ")
                 reason = re.sub("^(Input|String|Tuple)", "it", reason)

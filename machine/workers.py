@@ -2,7 +2,8 @@
 
 PyTorch's DataLoader takes each batch from a socket of the worker that made it. Where that one was
 stopped, or found no shared memory, the main process waits for ever, deaf to every signal and time
-limit. Here batches are written into memory that was allocated once, and over the wire goes "done".
+limit. Here batches are written into memory that was allocated once, and a connection carries no
+more than the word that one is done.
 """
 
 import atexit

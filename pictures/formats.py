@@ -25,13 +25,7 @@ GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 NO_DATA_TAG = 42113  # where GDAL says which number stands for "not measured"
 WITH_ALPHA = (2, 4)  # channels: grey or colour, and opacity
 FILL_IN = "Pictures with missing numbers: fill these in, or leave the pictures out"
-READ_AS = {
-    "bool": "uint8",
-    "uint8": "uint8",
-    "uint16": "uint16",
-    "int8": "int16",
-    "int16": "int16",
-}
+READ_AS = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16", "int8": "int16", "int16": "int16"}
 LARGE_TILE = 1 << 24  # pixels; a larger tile than that is not due to a small picture's padding
 REDUCED_OR_MASK = 1 | 4  # what a page of a TIFF may be beside the picture
 # Colours that a TIFF may have in place of RGB, as Pillow calls them.

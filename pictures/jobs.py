@@ -1,4 +1,4 @@
-"""From picture files to picture files: what to read, where to write, and both ahead of time."""
+"""Which pictures become which files, and how they are read and written beside other work."""
 
 import glob
 import os

@@ -114,9 +114,7 @@ class Named:
     b: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what does not tell A from B."""
-        if self.a and self.a == self.b:
-            raise ValueError(f"a and b are both {self.a}. Set them to what tells A from B")
+        """Refuse the path of one folder beside the name of others."""
         if len(self.paths) == 1:
             raise ValueError(
                 f"a is {self.a!r} and b is {self.b!r}: one is the path of a folder. Give the paths "
@@ -365,7 +363,7 @@ def _pair_up(found: Found, names: Named, problems: list[str]) -> tuple[Pair, ...
     if found.b is None:
         sides = by_name(_below(found.a), [""])
     elif found.b.samefile(found.a):
-        if not names.endings:
+        if len({*endings}) == 1:
             raise ValueError(f"A and B are the same folder, {found.a}. Name two folders")
         sides = by_name(_below(found.a), endings)
     else:
@@ -391,9 +389,10 @@ def _below(folder: Path) -> list[PurePath]:
 
 
 def by_name(files: Iterable[P], endings: Sequence[str]) -> list[ByName[P]]:
-    """Return files by their names, the longest ending taken off, for each ending.
+    """Return for each ending the files whose names have it, by their names without it.
 
-    A name is the path without its suffix, unless that is the ending.
+    A name is the path without its suffix, unless that is the ending. Of several endings that fit
+    the longest counts.
     """
     sides: dict[str, ByName[P]] = {ending: {} for ending in endings}
     longest_first = sorted(sides, key=len, reverse=True)

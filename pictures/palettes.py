@@ -72,9 +72,7 @@ def merged_classes(palette: Palette) -> tuple[str, str] | None:
 MAX_CLASSES = 64
 NEAR_COLOUR = 40  # distance of colours (0 to 255 each), below which noise may make one of the other
 RARE_COLOUR = 0.0005  # share of all pixels, below which a colour among many is no class
-LEAST_COVERED = (
-    0.85  # share of pixels near a class: labels as JPEG 0.92 and more, photos 0.01 to 0.79
-)
+LEAST_COVERED = 0.85  # share of pixels near to a class; of labels as JPEG 0.92, of photos 0.79
 BETWEEN = 4  # how far from the straight line between two colours a mixture of them may be
 FEWEST_SHADES = 3  # colours in between that make an edge soft; fewer may be classes of thin lines
 # What pixels become that are to be ignored, see ``painted``: a colour of no class and no palette.

@@ -125,7 +125,7 @@ class Sides(NamedTuple):
 def _side_from(role: str, saved: Any) -> Side:
     """Return a side from plain data; what an older file lacks is as usual."""
     try:  # as JSON, where a list may stand for a tuple, and otherwise types must be right
-        return TypeAdapter(Side).validate_json(json.dumps(saved), strict=True)
+        return TypeAdapter(Side).validate_json(json.dumps(saved, default=repr), strict=True)
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"])) or "one field"

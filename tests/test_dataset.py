@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import CPU
 from PIL import Image
 from test_pairs import preparation
 
 import dataset
 from config import Config
-from dataset import PairedImages, epoch_order, normalise, training_loader, validation_loader
+from dataset import PairedImages, epoch_order, normalise, training_batches, validation_batches
 from machine.workers import batches_from_workers
 from pictures.decode import BadPictures
 from pictures.layouts import Pair
@@ -58,7 +59,8 @@ Opener = Callable[..., PairedImages]
 def load(pairs: PairedImages, n_epochs: int = 1, **settings: int) -> Iterator[torch.Tensor]:
     """Return the batches of so many epochs."""
     usual = {"batch_size": 1, "num_workers": 0, "n_epochs": n_epochs, "n_epochs_decay": 0}
-    return training_loader(pairs, Config(**(usual | settings)))
+    with training_batches(pairs, Config(**(usual | settings)), CPU) as batches:
+        yield from batches
 
 
 # Whole pairs
@@ -127,7 +129,7 @@ def test_enlarging_is_noted(tmp_path: Path, open_pairs: Opener) -> None:
     pairs = [*draw(tmp_path / "small", 2), *draw(tmp_path / "large", 1, 50, 100)]
     opened = open_pairs(pairs, load_size=48)
     assert opened.notes == ["2 of 3 pictures are smaller than load_size 48 and are enlarged"]
-    assert opened.sizes == [(40, 40), (40, 40), (50, 50)]
+    assert opened.store.sizes == [(40, 40), (40, 40), (50, 50)]
     assert opened[0, 0].shape == (6, 32, 32)
     assert open_pairs(pairs).notes == []
     assert len(open_pairs(pairs, load_size=48, cache_limit_gb=1e-6).notes) == 1  # a cache is there
@@ -166,7 +168,7 @@ def test_keep_aspect_crops_instead_of_squeezing(
     assert min(lefts) < 10
     assert max(lefts) > 58  # of 100 - 32
     assert pairs[0, 1].shape == (6, 32, 32)
-    assert pairs.sizes == [(40, 100), (100, 40)]
+    assert pairs.store.sizes == [(40, 100), (100, 40)]
 
 
 def test_keep_aspect_validates_on_the_centre(tmp_path: Path, open_pairs: Opener) -> None:
@@ -246,17 +248,17 @@ def test_loaders_draw_nothing_from_global_generators(tmp_path: Path, open_pairs:
     before = (torch.get_rng_state(), random.getstate(), str(np.random.get_state()))
     for num_workers in (0, 1):
         assert len([*load(pairs, batch_size=2, num_workers=num_workers)]) == 2
-    assert len([*validation_loader(open_pairs(draw(tmp_path, 4), augment=False))]) == 4
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), str(np.random.get_state())) == before[1:]
 
 
-def test_validation_loader_goes_one_by_one_in_order(tmp_path: Path, open_pairs: Opener) -> None:
+def test_validation_goes_one_by_one_in_order(tmp_path: Path, open_pairs: Opener) -> None:
     pairs = open_pairs(draw(tmp_path, 3), augment=False)
-    loader = validation_loader(pairs)
-    assert len(loader) == 3
-    for index, batch in enumerate(loader):
-        assert torch.equal(batch, pairs[0, index][None])
+    for numbers, expected in ((None, [0, 1, 2]), ([2, 0], [2, 0])):
+        batches = [*validation_batches(pairs, numbers=numbers)]
+        assert len(batches) == len(expected)
+        for index, batch in zip(expected, batches, strict=True):
+            assert torch.equal(batch, pairs[0, index][None])
 
 
 # The order of a run

@@ -19,7 +19,7 @@ from recipes import resolve
 from run.sources import open_data
 from samples.heights import draw_heights
 from train import train
-from translate import translate, translate_files
+from translate import Options, translate, translate_files
 from utils import load_generator
 
 QUICK = TINY | {"n_epochs": 1, "n_epochs_decay": 0}
@@ -53,7 +53,7 @@ def test_from_photos_to_heights_in_metres(capsys: pytest.CaptureFixture[str]):
 
     [summary] = score_checkpoints((Path("checkpoints/hills/generator.pt"),), pictures=1)
     translate_files(
-        Path("checkpoints/hills/generator.pt"), "hills/val/A", Path("out"), scale="crop"
+        Path("checkpoints/hills/generator.pt"), "hills/val/A", Path("out"), Options(scale="crop")
     )
     written = [tifffile.imread(path) for path in sorted(Path("out").glob("*.tif"))]
     assert [(found.dtype, found.shape) for found in written] == [(np.float32, (64, 64))] * 2
@@ -169,7 +169,7 @@ def test_numbers_come_through_cache_and_networks_range_and_back(dtype: str, chan
     data = open_data(resolve(Config(dataset="set", **typed))[0], CPU)
     batch = data.train.__getitems__([(0, index) for index in range(len(data.train))])
     _, targets = normalise(batch, data.sides)
-    for pair, target in zip(data.train.pairs, targets, strict=True):
+    for pair, target in zip(data.train.store.pairs, targets, strict=True):
         output = denormalise(target, data.sides.target)
         write(Path("back.tif"), Picture(output), "TIFF")
         expected, found = tifffile.imread(pair.b), tifffile.imread("back.tif")

@@ -259,11 +259,13 @@ def test_shards_that_cannot_go_together_are_refused(sharded: Path):
     pack("mixed/train-1.tar", noise(2))
     pack("apart/train-0.tar", two)
     pack("apart/val-0.tar", noise(2))
+    Path("apart/link.tar").symlink_to("train-0.tar")
     for dataset, changes, message in (
         ("mixed/train-*.tar", {}, r"both halves in .*-1\.tar, and each has its own in .*-0\.tar"),
         ("apart/train-0.tar", {}, "do not lie alike"),
-        ("apart/*.tar", {}, r"1 of 2 to train on are there to validate on: .*val-0\.tar"),
+        ("apart/[tv]*.tar", {}, r"1 of 2 to train on are there to validate on: .*val-0\.tar"),
         ("mixed/train-*.tar", {"val_dir": "mixed/train-1.tar"}, "1 of 2 to train on are .*-1.tar"),
+        ("apart/train-0.tar", {"val_dir": "apart/link.tar"}, "1 of 1 to train on are .*-0.tar"),
         ("apart/train-0.tar", {"train_dir": "elsewhere"}, "leave train_dir"),
         ("apart/train-0.tar", {"val_dir": "apart"}, "apart names no shards"),
     ):

@@ -33,6 +33,7 @@ def test_sides_are_read_as_they_were_saved(sides: Sides):
         ("channels", 10**9),
         ("channels", 3.0),
         ("channels", True),
+        ("channels", object()),
         ("dtype", "object"),
         ("dtype", ["uint8"]),
         ("low", math.nan),

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -293,7 +294,9 @@ def parse_command_line() -> tuple[Config, bool]:
         The settings, and whether ``--fresh`` was given. A wrong flag or value prints one message
         and exits with code 2.
     """
-    return tyro.cli(_command_line, config=(tyro.conf.OmitArgPrefixes,))
+    # torch.distributed.launch adds what it also says in the environment.
+    typed = [word for word in sys.argv[1:] if not re.match("--local[-_]rank=", word)]
+    return tyro.cli(_command_line, args=typed, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def _command_line(

@@ -161,6 +161,19 @@ def test_precision_is_that_of_the_training_or_as_typed(
     assert (f"{summary['l1']:.7g}" == last["val_l1"]) == same
 
 
+def test_what_cannot_be_is_refused_before_the_work(towns: Path, monkeypatch: pytest.MonkeyPatch):
+    train(Config(dataset=str(towns), name="a", **TINY))
+    checkpoint = Path("checkpoints/a/generator.pt")
+    score_checkpoint(checkpoint, pictures=300_000_000)
+    assert len(list(Path("evaluation/a/pictures_val").glob("*.png"))) == 2
+    with pytest.raises(ValueError, match="pictures is -1"):
+        score_checkpoint(checkpoint, pictures=-1)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": 1, "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match="works in one process; start it without torchrun"):
+        main()
+
+
 def test_folders_that_cannot_be_written_to_are_named(
     towns: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

@@ -103,7 +103,13 @@ def test_a_narrow_student_learns_and_goes_on_with_its_teacher(towns: Path, gan_m
 
 
 @pytest.mark.parametrize(
-    "settings", [{"crop_size": 64, "load_size": 72}, {"output_nc": 1}, {"dataset": "towns"}]
+    "settings",
+    [
+        {"crop_size": 64, "load_size": 72},
+        {"output_nc": 1},
+        {"dataset": "towns"},
+        {"direction": "BtoA"},
+    ],
 )
 def test_who_does_something_else_cannot_teach(settings: dict):
     with pytest.raises(ValueError, match=r"teacher\.pt cannot teach this run: .* above all --dir"):

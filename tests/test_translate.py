@@ -19,7 +19,7 @@ from pictures.sides import Side, Sides
 from recipes import resolve
 from run.checkpoints import save_file
 from translate import Options, main, translate, translate_files, translate_jobs
-from utils import Facts, Translator, build_generator, known_sides, load_generator
+from utils import CheckpointError, Facts, Translator, build_generator, known_sides, load_generator
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -82,6 +82,26 @@ def test_any_size_is_padded_by_its_reflection(size: tuple[int, int]):
     expected = expected[rows // 2 :, columns // 2 :][: size[0], : size[1]]
     output = translate(generator, Image.fromarray(picture), scale="own")
     assert np.array_equal(pixels(output), expected)
+
+
+def test_padding_goes_to_what_the_network_takes_not_to_crop_size():
+    generator = load_generator(made(recipe="modern", bottleneck=4))
+    assert generator.multiple == 8
+    shapes = seen(generator)
+    translate(generator, Image.fromarray(NOISE[:33, :47]), scale="own")
+    assert shapes == [(1, 3, 40, 48)]
+
+
+def test_an_output_that_is_not_finite_is_refused():
+    generator = load_generator(made())
+    generator.generator.decoder[-1][1].bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        translate(generator, Image.fromarray(NOISE))
+    content = torch.load(made(), weights_only=True)
+    content["generator"]["decoder.4.1.bias"].fill_(float("inf"))
+    torch.save(content, "broken.pt")
+    with pytest.raises(CheckpointError, match=r"broken\.pt.*decoder\.4\.1\.bias holds .* NaN"):
+        load_generator("broken.pt")
 
 
 @pytest.mark.parametrize(

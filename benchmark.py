@@ -51,12 +51,13 @@ from machine.disk import make_folder, whole_file
 from machine.processes import ALONE, LostProcessError, Processes, find_others
 from machine.progress import progress
 from machine.stopping import is_out_of_memory, run_script
-from recipes import resolve
+from recipes import known_sides, resolve
+from run.checkpoints import load_checkpoint
 from run.sources import open_pairs, split_of
 from run.state import new_state
 from samples.towns import draw_pair, draw_towns
 from train import batch_step, train, train_step
-from utils import build_generator, known_sides, load_checkpoint
+from utils import build_generator
 
 Mode = Literal["plain", "default", "amp"]
 Row = dict[str, Any]

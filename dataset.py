@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Protocol
 
 # albumentations asks a server for newer versions when imported, unless this is set before.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -27,13 +26,6 @@ from pictures.sides import Side, Sides
 from pictures.store import open_store
 
 Key = tuple[int, int]  # (epoch, index of the pair)
-
-
-class Progress(Protocol):
-    """How far a run is: the epochs that are done, and the steps of the next one."""
-
-    epoch: int
-    step: int
 
 
 class PairedImages(Dataset):
@@ -154,7 +146,7 @@ def training_batches(
     config: Config,
     machine: Machine,
     check: Callable[[], None] = lambda: None,
-    begin: Progress | None = None,
+    begin: tuple[int, int] = (0, 0),
 ) -> Iterator[Iterator[Tensor]]:
     """Give the batches of the whole rest of a run, on the device; the processes end with the block.
 
@@ -167,7 +159,7 @@ def training_batches(
         machine: Where the batches go. Processes that share the run get a share of each.
         check: Called before each batch, and every second while one is waited for; what it raises
             ends the batches, in all processes before the same one.
-        begin: Where the run is; None: at its start.
+        begin: Where the run is: the epochs that are done, and the steps of the next one.
 
     Yields:
         An iterator over tensors (batch_size or the share of it, C, crop_size, crop_size), uint8,
@@ -175,8 +167,7 @@ def training_batches(
         has changed, or a worker is gone.
     """
     n_epochs = config.n_epochs + config.n_epochs_decay
-    start = (begin.epoch, begin.step) if begin else (0, 0)
-    order = epoch_order(len(pairs), config.batch_size, config.seed, n_epochs, *start)
+    order = epoch_order(len(pairs), config.batch_size, config.seed, n_epochs, *begin)
     own = map(machine.processes.share_of, order)
     # Page-locked memory goes to a GPU while the host goes on.
     keep = Tensor.pin_memory if machine.device.type == "cuda" else Tensor.clone

@@ -8,6 +8,7 @@ from typing import Any
 
 from config import MAX_CROP, PATHS, Config, plain_name
 from pictures.palettes import Palette, known_palettes
+from pictures.sides import Side, Sides
 from pictures.tars import is_shards
 
 # The paper (section 3.3, appendix 6.2), with the epochs of the authors' PyTorch port.
@@ -112,6 +113,13 @@ def palettes_of(config: Config) -> tuple[Palette | None, Palette | None]:
     palettes = known_palettes(folder, config.direction)
     channels = (config.input_nc, config.output_nc)
     return tuple(p if nc in (None, 3) else None for p, nc in zip(palettes, channels, strict=True))
+
+
+def known_sides(config: Config) -> Sides:
+    """Return what the pictures of a data set are as far as its name tells: of 8 bits."""
+    channels = (config.input_nc or 3, config.output_nc or 3)
+    palettes = palettes_of(config)
+    return Sides(*(Side(n, palette=p) for n, p in zip(channels, palettes, strict=True)))
 
 
 def _learn_classes(

@@ -214,7 +214,7 @@ def train(config: Config, fresh: bool = False) -> None:
             StopRequest(machine.processes.is_first) as stop,
             checkpoints.kept(state),
             Report(config, data, machine, state, stop) as report,
-            training_batches(data.train, config, machine, stop.check, state) as batches,
+            training_batches(data.train, config, machine, stop.check, state.done) as batches,
         ):
             for epoch in range(state.epoch, config.n_epochs + config.n_epochs_decay):
                 state.set_learning_rate(learning_rate(config, epoch))

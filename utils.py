@@ -17,7 +17,7 @@ from generator import Generator
 from labels import Labels
 from machine.devices import pick_device
 from pictures.sides import Side, Sides
-from recipes import palettes_of, resolve
+from recipes import resolve
 
 
 class CheckpointError(ValueError):
@@ -144,13 +144,6 @@ def build_generator(config: Config, sides: Sides) -> Generator:
     )
 
 
-def known_sides(config: Config) -> Sides:
-    """Return what the pictures of a data set are as far as its name tells: of 8 bits."""
-    channels = (config.input_nc or 3, config.output_nc or 3)
-    palettes = palettes_of(config)
-    return Sides(*(Side(n, palette=p) for n, p in zip(channels, palettes, strict=True)))
-
-
 @contextmanager
 def testing(network: nn.Module, seed: int) -> Iterator[None]:
     """Lend ``network`` for test-time use, then hand it back as it was.
@@ -223,21 +216,6 @@ def _import(content: Any, path: Path) -> Translator:
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return _ready(generator, Facts(config, Sides(Side(config.input_nc), Side(config.output_nc))))
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this project, tensors on the CPU; code hidden in the file is not run.
-
-    Raises:
-        CheckpointError: The file is damaged, or no checkpoint of this project.
-        OSError: It does not exist or cannot be read.
-    """
-    content = read_file(path)
-    if not is_ours(content):
-        raise CheckpointError(
-            f"{path} is no checkpoint of this project: it does not hold a generator and its config."
-        )
-    return content
 
 
 def is_ours(content: Any) -> bool:

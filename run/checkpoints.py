@@ -41,8 +41,9 @@ from utils import (
     Facts,
     Translator,
     explaining,
-    load_checkpoint,
+    is_ours,
     load_generator,
+    read_file,
 )
 
 # What may differ between a checkpoint and the command that goes on from it: how long and how fast
@@ -384,6 +385,21 @@ class Checkpoints:
                     f"{error} The generator as it is now is saved as {folder / name}."
                 ) from error
             raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project, tensors on the CPU; code hidden in the file is not run.
+
+    Raises:
+        CheckpointError: The file is damaged, or no checkpoint of this project.
+        OSError: It does not exist or cannot be read.
+    """
+    content = read_file(path)
+    if not is_ours(content):
+        raise CheckpointError(
+            f"{path} is no checkpoint of this project: it does not hold a generator and its config."
+        )
+    return content
 
 
 def _check_complete(content: Mapping[str, Any], path: Path) -> None:

@@ -52,6 +52,11 @@ class TrainingState:
         """The generator to translate with: the average, if there is one."""
         return self.generator if self.average is None else self.average
 
+    @property
+    def done(self) -> tuple[int, int]:
+        """The epochs that are done, and the steps of the next one."""
+        return self.epoch, self.step
+
     def set_learning_rate(self, rate: float) -> None:
         """Let both networks learn at a rate."""
         for optimizer in (self.optimizer_g, self.optimizer_d):

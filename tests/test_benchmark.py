@@ -30,10 +30,9 @@ from generator import Generator
 from machine import devices
 from machine.devices import Machine
 from machine.stopping import run_script
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.state import TrainingState, new_state
 from train import train_step
-from utils import known_sides
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
 

@@ -22,14 +22,14 @@ from runs import assert_same, results
 from config import Config
 from machine.devices import choose_machine
 from machine.stopping import Interrupted, StopRequest
-from recipes import resolve
+from recipes import known_sides, resolve
 from run import checkpoints as saving
 from run.checkpoints import DivergedError
 from run.report import Report
 from run.sources import open_data
 from run.state import new_state
 from train import train
-from utils import CheckpointError, known_sides, load_generator
+from utils import CheckpointError, load_generator
 
 
 def test_kill_9_at_any_moment_costs_nothing_but_time(towns: Path):

@@ -10,10 +10,9 @@ from torch._dynamo.utils import counters
 
 from config import Config
 from machine.devices import Machine
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.state import new_state
 from train import train_step
-from utils import known_sides
 
 FP32 = Machine(torch.device("cpu"), torch.float32)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import export
 from config import Config
-from recipes import resolve
-from utils import Facts, build_generator, known_sides, load_generator
+from recipes import known_sides, resolve
+from utils import Facts, build_generator, load_generator
 
 
 def checkpoint(**settings: object) -> Path:

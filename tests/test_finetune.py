@@ -9,11 +9,11 @@ from test_authors import save, unet
 
 from config import Config
 from machine.devices import choose_machine
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.finetune import start_from
 from run.state import TrainingState, new_state
 from train import train
-from utils import Facts, known_sides, load_generator
+from utils import Facts, load_generator
 
 
 def fresh_state(**settings: object) -> TrainingState:

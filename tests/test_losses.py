@@ -12,12 +12,12 @@ from labels import SCORE_SCALE, Labels, one_hot
 from losses import class_loss, feature_loss, perceptual_loss
 from machine.devices import choose_machine
 from pictures.palettes import IGNORED, TOWNS
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.state import new_state
 from scoring import photos
 from scoring.scores import count_classes
 from train import train, update_ema
-from utils import Facts, Translator, known_sides
+from utils import Facts, Translator
 
 COLOURS = list(TOWNS.values())
 

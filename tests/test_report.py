@@ -11,11 +11,10 @@ from PIL import Image
 from config import Config
 from machine.devices import choose_machine
 from machine.stopping import StopRequest
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.report import FIRST_COLUMNS, Report, sample_grid, to_image
 from run.sources import open_data
 from run.state import new_state
-from utils import known_sides
 
 
 def test_pictures_keep_their_values():

@@ -11,10 +11,10 @@ from config import Config
 from labels import SCORE_SCALE
 from losses import class_loss, loss_weights
 from machine.devices import choose_machine
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.state import TrainingState, new_state
 from train import train, train_step
-from utils import Facts, known_sides, load_generator
+from utils import Facts, load_generator
 
 
 def saved(**settings: object) -> str:

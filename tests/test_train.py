@@ -21,12 +21,11 @@ from dataset import normalise
 from losses import Losses, adversarial_loss, discriminator_loss
 from machine.devices import Machine, choose_machine
 from pictures.sides import Sides
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.checkpoints import Checkpoints
 from run.sources import open_data
 from run.state import new_state
 from train import batch_step, learning_rate, train, train_step
-from utils import known_sides
 
 CPU = choose_machine("cpu", "fp32")
 

@@ -16,10 +16,10 @@ from config import Config
 from pictures.jobs import Job, find_jobs
 from pictures.palettes import painted
 from pictures.sides import Side, Sides
-from recipes import resolve
+from recipes import known_sides, resolve
 from run.checkpoints import save_file
 from translate import Options, main, translate, translate_files, translate_jobs
-from utils import CheckpointError, Facts, Translator, build_generator, known_sides, load_generator
+from utils import CheckpointError, Facts, Translator, build_generator, load_generator
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8)

@@ -10,8 +10,9 @@ from PIL import Image
 from config import Config
 from evaluate import score_checkpoints
 from machine.devices import choose_machine
+from run.checkpoints import load_checkpoint
 from train import train
-from utils import CheckpointError, load_checkpoint, load_generator
+from utils import CheckpointError, load_generator
 
 
 @pytest.fixture

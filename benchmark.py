@@ -421,7 +421,8 @@ def waits_in_a_step(config: Config) -> str:
     """Say whether a step, once it has begun, waits for the card."""
     if pick_device(config.device).type != "cuda":
         return "not looked at: only CUDA can tell"
-    step = default_step(replace(config, cuda_graph=False))
+    usual = Config(crop_size=config.crop_size, device=config.device, cuda_graph=False)
+    step = default_step(resolve(usual)[0])
     step()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -30,7 +30,7 @@ def differences(first: Table, other: Table) -> dict[str, tuple[float, ...]]:
     weights = drawn_again(len(next(iter(first.values()))), RESAMPLES)
     weights = weights / weights.sum(axis=1, keepdims=True)
     one, two = (
-        over_targets({score: weights @ values for score, values in table.items()})
+        over_targets({score: _means(values, weights) for score, values in table.items()})
         for table in (first, other)
     )
     found = {}
@@ -38,6 +38,11 @@ def differences(first: Table, other: Table) -> dict[str, tuple[float, ...]]:
         low, high = np.percentile((two[score] - one[score])[1:], (2.5, 97.5))
         found[score] = (one[score][0], two[score][0], low, high)
     return {score: found[score] for score in one if score in found}
+
+
+def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean for each row of weights, over the pictures that have a value."""
+    return weights @ np.nan_to_num(values) / (weights @ ~np.isnan(values))
 
 
 def print_differences(first: Table, other: Table) -> None:

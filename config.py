@@ -244,6 +244,11 @@ def _check_together(config: Config) -> None:
             "gan_mode is none and lambda_l1 is 0, so there is no loss to train on; "
             "set lambda_l1 above 0 (the paper: 100)."
         )
+    if config.ignore is not None and config.labels == "none":
+        raise ValueError(
+            "ignore is a number in label pictures, and labels is none; add --labels target, input "
+            "or both, or leave ignore out."
+        )
     _check_parts(config)
     if config.crop_size is not None:
         _check_sizes(config)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from pictures.palettes import IGNORED
 
-# The scores of a new generator are small, and grow slowly at the paper's learning rate. So much
-# larger they reach the probabilities of a sure answer about as fast as tanh reaches black.
+# Scores are multiplied by this before the softmax. They grow slowly at the paper's learning rate;
+# times 8 a class becomes sure about as fast as tanh saturates.
 SCORE_SCALE = 8.0
-# At test the probabilities are sharpened so much: nearly the colour of the likeliest class.
+# At test scores are multiplied by this as well, for nearly pure colours.
 SHARPENING = 2.0
 
 Colours = Sequence[Sequence[int]]  # (red, green, blue) of each class, 0 to 255
@@ -26,6 +26,7 @@ class Labels(nn.Module):
         target_colours: Those of the classes in targets, likewise.
         soft_edges: Whether edges between classes in outputs hold colours between theirs, as those
             of real label pictures may.
+        ignores: Whether pixels can be of no class (``is_ignored``).
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class Labels(nn.Module):
         target_colours: Colours | None = None,
         *,
         soft_edges: bool = True,
+        ignores: bool = False,
     ) -> None:
         super().__init__()
-        self.soft_edges = soft_edges
+        self.soft_edges, self.ignores = soft_edges, ignores
         for name, colours in (("input", input_colours), ("target", target_colours)):
             colours = None if colours is None else torch.as_tensor(colours) / 127.5 - 1
-            # (K, 3) in [-1, 1]; a checkpoint has them among what its pictures are.
+            # (K, 3) in [-1, 1]. Not saved here: a checkpoint keeps the palettes in its sides.
             self.register_buffer(name, colours, persistent=False)
 
     def encode_input(self, x: Tensor) -> Tensor:
@@ -52,11 +54,18 @@ class Labels(nn.Module):
             The class of the nearest colour at each pixel, one-hot, (N, classes, H, W); zeros
             where a pixel is of none (``is_ignored``).
         """
-        return x if self.input is None else _encoded(x, self.input)
+        return x if self.input is None else self._encoded(x, self.input)
 
     def encode_target(self, y: Tensor) -> Tensor:
-        """Return what outputs are compared with: the same of target pictures."""
-        return y if self.target is None else _encoded(y, self.target)
+        """Return what outputs are compared with.
+
+        Args:
+            y: Target pictures, (N, channels, H, W) in [-1, 1].
+
+        Returns:
+            The class of the nearest colour at each pixel, as ``encode_input`` gives it.
+        """
+        return y if self.target is None else self._encoded(y, self.target)
 
     def decode_target(self, y: Tensor) -> Tensor:
         """Return the pictures, (N, 3, H, W) in [-1, 1], of targets that were encoded."""
@@ -75,14 +84,18 @@ class Labels(nn.Module):
         """
         if self.target is None:
             return output
-        chances = (SCORE_SCALE * output).softmax(dim=1)
-        return _painted(chances, self.target) * y.sum(dim=1, keepdim=True)
+        picture = _painted((SCORE_SCALE * output).softmax(dim=1), self.target)
+        return picture * y.sum(dim=1, keepdim=True) if self.ignores else picture
 
     def finish(self, output: Tensor) -> Tensor:
-        """Return the pictures to show: as ``decode_output``, but nearly or wholly of pure colours.
+        """Return the pictures to show, of nearly pure colours; without soft_edges, of pure ones.
 
         Args:
-            output: As in ``decode_output``.
+            output: Scores of the classes, (N, classes, H, W).
+
+        Returns:
+            (N, 3, H, W) in [-1, 1]: the mean colour by sharpened probabilities, or the colour of
+            the likeliest class.
         """
         if self.target is None:
             return output
@@ -90,16 +103,19 @@ class Labels(nn.Module):
             return _painted(one_hot(output.argmax(dim=1), output.shape[1]), self.target)
         return _painted((SHARPENING * SCORE_SCALE * output).softmax(dim=1), self.target)
 
+    def _encoded(self, picture: Tensor, colours: Tensor) -> Tensor:
+        classes = one_hot(nearest_class(picture, colours), len(colours))
+        return classes * ~is_ignored(picture) if self.ignores else classes
+
 
 def is_ignored(picture: Tensor) -> Tensor:
     """Return where pictures (N, 3, H, W) in [-1, 1] are of no class, as (N, 1, H, W)."""
-    colour = torch.tensor(IGNORED, device=picture.device)[:, None, None] / 127.5 - 1
-    return ((picture - colour).abs() < 1 / 255).all(dim=1, keepdim=True)
-
-
-def _encoded(picture: Tensor, colours: Tensor) -> Tensor:
-    """Return the classes of pixels (N, 3, H, W), one-hot, (N, K, H, W); zeros for no class."""
-    return one_hot(nearest_class(picture, colours), len(colours)) * ~is_ignored(picture)
+    # Numbers, no tensor: to copy one to a card would keep the step from being recorded.
+    red, green, blue = (
+        (part - (level / 127.5 - 1)).abs() < 1 / 255  # half a level of 8 bits
+        for part, level in zip(picture.split(1, dim=1), IGNORED, strict=True)
+    )
+    return red & green & blue
 
 
 def _painted(shares: Tensor, colours: Tensor) -> Tensor:
@@ -123,5 +139,6 @@ def nearest_class(picture: Tensor, colours: Tensor) -> Tensor:
     Returns:
         Numbers of classes, (N, H, W).
     """
+    # Channel by channel, so that no tensor (N, K, 3, H, W) is needed.
     parts = zip(picture.split(1, dim=1), colours[:, :, None, None].unbind(1), strict=True)
     return sum((part - colour).square() for part, colour in parts).argmin(dim=1)

@@ -1,7 +1,7 @@
 """Every loss, as a pure function with its equation in the paper, or the paper it comes from.
 
-A loss that is added here, to ``target_losses`` or to train.py, and has its weight in
-``loss_weights``, appears in the bar, the table and the curves.
+To add a loss, compute it in ``target_losses`` or in train.py, and give it a weight in
+``loss_weights``. It then appears in the bar, the table and the curves.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,10 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, gan_mode: str) 
 
 
 def probability_of_real(logits: Tensor, gan_mode: str) -> Tensor:
-    """Return the mean probability of "real" that the discriminator's ``logits`` stand for."""
+    """Return the mean probability of "real" that the discriminator's ``logits`` stand for.
+
+    Those of lsgan aim at 1 for real and 0 for fake themselves.
+    """
     return (logits if gan_mode == "lsgan" else logits.sigmoid()).mean()
 
 
@@ -68,8 +71,9 @@ def loss_weights(config: Config) -> dict[str, float]:
         "loss_features": config.lambda_features,
         "loss_classes": config.lambda_classes,
         "loss_perceptual": config.lambda_perceptual,
+        # What a teacher gives is a second target, and weighs as the first.
         "loss_taught": config.lambda_classes if config.is_label("target") else config.lambda_l1,
-        "loss_maps": 10.0,  # of the teacher's inner maps
+        "loss_maps": 10.0,  # of the teacher's inner maps; chosen on towns
     }
 
 
@@ -78,16 +82,15 @@ def feature_loss(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Te
     """Return how much the discriminator's inner maps of an output differ from those of the target.
 
     Feature matching as in pix2pixHD (arXiv 1711.11585, equation 3), with one discriminator. Inner
-    maps tell textures and edges, so an output may differ from its target by a pixel and still
-    have the right ones.
+    maps tell textures and edges: an output that is shifted by a pixel still matches.
 
     Args:
-        real_maps: From ``Discriminator.features`` of the target, (N, C, h, w) each. The last, the
-            logits, does not count.
+        real_maps: From ``Discriminator.features`` of the target, but for the logits, which come
+            last: (N, C, h, w) each, without gradients.
         fake_maps: Those of the output.
     """
-    pairs = zip(real_maps[:-1], fake_maps[:-1], strict=True)
-    return sum(F.l1_loss(fake.float(), real.detach().float()) for real, fake in pairs)
+    pairs = zip(real_maps, fake_maps, strict=True)
+    return sum(F.l1_loss(fake.float(), real.float()) for real, fake in pairs)
 
 
 def class_loss(scores: Tensor, y: Tensor) -> Tensor:
@@ -98,13 +101,14 @@ def class_loss(scores: Tensor, y: Tensor) -> Tensor:
 
     Args:
         scores: Of the classes, (N, K, H, W), as a generator gives them.
-        y: Probabilities to learn, likewise: one-hot for targets. Pixels of zeros do not count.
+        y: Probabilities to learn, likewise: one-hot for targets. A pixel whose
+            K values are all 0 adds nothing.
     """
-    return F.cross_entropy(SCORE_SCALE * scores, y, reduction="sum") / y.sum().clamp_min(1)
+    return F.cross_entropy(SCORE_SCALE * scores, y)
 
 
 def perceptual_loss(fake: Tensor, y: Tensor) -> Tensor:
-    """Return how much the maps of an output differ from the target's in a network of photos.
+    """Return how much an output's maps differ from the target's in a network trained on photos.
 
     The L1 distance of early and middle maps over the mean size of the target's (after
     arXiv 1603.08155), in EfficientNet-Lite0, whose package carries its weights.

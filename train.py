@@ -46,7 +46,11 @@ from run.state import TrainingState, new_state
 # --- The step (section 3.3) ---
 @dataclass
 class Part:
-    """A part of a batch, as many as ``accumulate`` says, and what the generator made of it."""
+    """One of the ``accumulate`` equal parts of a batch, with the generator's output for it.
+
+    Where targets are learned as classes, ``y`` and ``output`` are one-hot and scores, ``real`` and
+    ``fake`` their colours. Otherwise ``real`` is ``y`` and ``fake`` is ``output``.
+    """
 
     x: Tensor
     """Inputs as the networks see them, (N, channels or classes, H, W)."""
@@ -59,7 +63,7 @@ class Part:
     fake: Tensor
     """Those that ``output`` stands for."""
     real_maps: list[Tensor] = field(default_factory=list)
-    """The discriminator's maps of ``real``."""
+    """The discriminator's maps of ``real``, kept for feature matching."""
     losses: Losses = field(default_factory=dict)
 
 
@@ -79,21 +83,27 @@ def train_step(
         The losses of this batch, detached, in float32, still on the device.
     """
     x, y = state.labels.encode_input(x), state.labels.encode_target(y)
-    parts = zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True)
-    parts = [translate(state, *part, config, machine) for part in parts]
+    pieces = zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True)
+    parts = [translate_part(state, x, y, config, machine) for x, y in pieces]
     if config.gan_mode != "none":
         teach_discriminator(state, parts, config, machine)
     teach_generator(state, parts, config, machine)
     state.scaler.update()
-    # In half precision a sum over an epoch would soon stand still.
-    names = parts[0].losses
-    return {n: sum(part.losses[n].detach().float() for part in parts) / len(parts) for n in names}
+    # The report sums them over an epoch; in half precision a long sum stops growing.
+    return {
+        name: sum(part.losses[name].detach().float() for part in parts) / len(parts)
+        for name in parts[0].losses
+    }
 
 
-def translate(state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine) -> Part:
+def translate_part(
+    state: TrainingState, x: Tensor, y: Tensor, config: Config, machine: Machine
+) -> Part:
     """Translate inputs: fake = G(x)."""
     generator = state.generator
-    if config.accumulate > 1:  # the inner maps of one part fit into memory: compute them again
+    if config.accumulate > 1:
+        # All parts are translated before any is learned from. Their inner maps do not fit into
+        # memory together, so they are computed again to learn.
         generator = partial(checkpoint, generator, use_reentrant=False)
     with machine.autocast:
         output = generator(x)
@@ -108,15 +118,16 @@ def teach_discriminator(
     state.optimizer_d.zero_grad()
     for part in parts:
         with machine.autocast:
-            part.real_maps = discriminator.features(part.x, part.real)
-            real_logits = part.real_maps[-1]
+            *real_maps, real_logits = discriminator.features(part.x, part.real)
             fake_logits = discriminator(part.x, part.fake.detach())
             loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
+        if config.lambda_features:
+            part.real_maps = [inner.detach() for inner in real_maps]
         part.losses["loss_d"] = loss_d
         part.losses["d_real"] = probability_of_real(real_logits, config.gan_mode)
         part.losses["d_fake"] = probability_of_real(fake_logits, config.gan_mode)
         state.scaler.scale(loss_d / len(parts)).backward()
-    update(state.optimizer_d, state.scaler, machine.processes)
+    take_step(state.optimizer_d, state.scaler, machine.processes)
 
 
 def teach_generator(
@@ -130,36 +141,37 @@ def teach_generator(
         terms: Losses = {}
         with machine.autocast:
             if config.gan_mode != "none":
-                fake_maps = discriminator.features(part.x, part.fake)
-                terms["loss_g_gan"] = adversarial_loss(fake_maps[-1], True, config.gan_mode)
+                *fake_maps, fake_logits = discriminator.features(part.x, part.fake)
+                terms["loss_g_gan"] = adversarial_loss(fake_logits, True, config.gan_mode)
             terms |= target_losses(part.output, part.y, config)
-            if config.lambda_features and config.gan_mode != "none":
+            if part.real_maps:
                 terms["loss_features"] = feature_loss(part.real_maps, fake_maps)
             if state.teacher is not None:
                 terms |= state.teacher(part.x, part.output)
             loss_g = sum(weights[name] * term for name, term in terms.items())
         part.losses |= terms
         state.scaler.scale(loss_g / len(parts)).backward()
-    update(state.optimizer_g, state.scaler, machine.processes)
+    take_step(state.optimizer_g, state.scaler, machine.processes)
     discriminator.requires_grad_(True)
 
 
-def update(
+def take_step(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, processes: Processes
 ) -> None:
     """Take a step down the gradients, which are first averaged over the processes."""
-    processes.average(p.grad for p in optimizer.param_groups[0]["params"])
+    processes.average(p.grad for p in optimizer.param_groups[0]["params"])  # one group each
     scaler.step(optimizer)
 
 
 def batch_step(
     state: TrainingState, sides: Sides, config: Config, machine: Machine
 ) -> Callable[[Tensor], Losses]:
-    """Return ``train_step`` for batches as they come from the loader, recorded where that pays."""
+    """Return ``train_step`` for batches of the loader, as a CUDA graph where that is possible."""
 
     def step(batch: Tensor) -> Losses:
         x, y = normalise(batch, sides)
-        return train_step(state, x, y.clamp(-1, 1), config, machine)  # tanh reaches no further
+        # Outputs end at -1 and 1 (tanh), so targets do; scores take them uncut.
+        return train_step(state, x, y.clamp(-1, 1), config, machine)
 
     return cuda_graphed(step, (state.optimizer_g, state.optimizer_d), config, machine)
 
@@ -174,7 +186,7 @@ def update_ema(state: TrainingState, decay: float, n_steps: int) -> None:
         return
     decay = min(decay, (1 + n_steps) / (10 + n_steps))
     now, mean = list(state.generator.parameters()), list(state.average.parameters())
-    get_ema_multi_avg_fn(decay)(mean, now, n_steps)
+    get_ema_multi_avg_fn(decay)(mean, now, n_steps)  # torch's signature; it needs no count
     for kept, new in zip(state.average.buffers(), state.generator.buffers(), strict=True):
         kept.copy_(new)
 
@@ -205,28 +217,30 @@ def train(config: Config, fresh: bool = False) -> None:
     config, origin = resolve(config)
     with machine_for(config) as machine, Checkpoints(config, machine, fresh) as checkpoints:
         if checkpoints.is_finished:
-            return print(checkpoints.how_to_go_on())
+            print(checkpoints.how_to_go_on())
+            return
         print(f"Settings of {config.name}:\n{describe(config, origin)}")
+        teacher = checkpoints.teacher  # that it is missing is better known before the data
         data = open_data(config, machine, checkpoints.sides)
-        state = new_state(config, data.sides, machine, checkpoints.teacher)
-        state = checkpoints.restored(state, data)
+        state = checkpoints.ready(new_state(config, data.sides, machine, teacher), data)
         with (
             StopRequest(machine.processes.is_first) as stop,
-            checkpoints.kept(state),
             Report(config, data, machine, state, stop) as report,
+            checkpoints.kept(state),  # from here on whatever ends the run saves it
             training_batches(data.train, config, machine, stop.check, state.done) as batches,
         ):
             for epoch in range(state.epoch, config.n_epochs + config.n_epochs_decay):
                 state.set_learning_rate(learning_rate(config, epoch))
-                step = batch_step(state, data.sides, config, machine)
+                # Made anew each epoch, as a recorded step holds the learning rate.
+                teach = batch_step(state, data.sides, config, machine)
                 for batch in islice(batches, data.steps_per_epoch - state.step):
                     # Noise follows from the number of the step, so a run goes on exactly.
                     seed_noise(config.seed, epoch, state.step, machine.processes)
-                    with state.changing():
-                        losses = step(batch)
+                    with state.changing():  # an error in here leaves a state not to be saved
+                        losses = teach(batch)
                     state.step += 1
                     update_ema(state, config.ema_decay, epoch * data.steps_per_epoch + state.step)
-                    report.add_step(state, losses)  # reads the device at the log interval alone
+                    report.add_step(state, losses)  # waits for the device each log_interval
                     checkpoints.save_if_due(state)
                 report.add_epoch(state)  # validates, draws and logs what is due
                 checkpoints.keep_generator(state)

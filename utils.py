@@ -117,6 +117,7 @@ def labels_of(config: Config, sides: Sides) -> Labels:
         sides.input.colours if config.is_label("input") else None,
         sides.target.colours if config.is_label("target") else None,
         soft_edges=not sides.target.is_exact,
+        ignores=config.ignore is not None,
     )
 
 

@@ -109,8 +109,12 @@ def own_device(device: torch.device, processes: Processes) -> torch.device:
             f"device is {device}, which one process can use; with many, set it to cuda (each takes "
             "a card of its own) or cpu."
         )
-    # Slurm can show each process one card alone, its own, which it then calls the first.
-    shows_one = torch.cuda.device_count() == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    # Slurm can show each process one card alone, its own, which it then calls the first. Those of
+    # torchrun, which sets LOCAL_WORLD_SIZE, all see the same ones.
+    is_shown_its_own = {"CUDA_VISIBLE_DEVICES"} == os.environ.keys() & {
+        *("CUDA_VISIBLE_DEVICES", "LOCAL_WORLD_SIZE")
+    }
+    shows_one = torch.cuda.device_count() == 1 and is_shown_its_own
     own = pick_device(f"cuda:{0 if shows_one else processes.local_rank}")
     torch.cuda.set_device(own)
     return own

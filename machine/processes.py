@@ -285,9 +285,10 @@ def joined(config: Config) -> Iterator[Processes]:
     if count == 1:
         yield ALONE
         return
-    _check(config, count)
-    with rank_zero_prints(rank), _met(config) as processes:
-        yield processes
+    with rank_zero_prints(rank):
+        _check(config, count)
+        with _met(config) as processes:
+            yield processes
 
 
 @contextmanager
@@ -340,11 +341,11 @@ def _check(config: Config, count: int) -> None:
             f"shared evenly by {count} of them{parts}; set it to a multiple of "
             f"{count * config.accumulate}, or start another number."
         )
-    if config.norm == "batch":
+    if config.norm.startswith("batch"):
         raise ValueError(
-            "norm is batch, whose statistics would be those of each process's share of the batch, "
-            f"so that {count} processes would make another run than one; leave norm at instance, "
-            "or start one process."
+            f"norm is {config.norm}, whose statistics would be those of each process's share of "
+            f"the batch, so that {count} processes would make another run than one; leave norm at "
+            "instance, or start one process."
         )
 
 

@@ -1,7 +1,6 @@
 """How a run is saved, goes on, and is kept from being lost: its files in ``checkpoints/NAME``."""
 
 import hashlib
-import io
 import math
 import os
 import platform
@@ -129,7 +128,7 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         if self._lock.is_locked:
-            if self._owner.exists() and self._owner.read_text() == _this_process():
+            if self._owner.exists() and self._owner.read_text(errors="replace") == _this_process():
                 self._owner.unlink()
             self._lock.release()
 
@@ -176,7 +175,7 @@ class Checkpoints:
                     "--fresh to move what is left aside and start over."
                 )
             return
-        with explaining(self.whole):
+        with explaining(self.whole or self.latest):
             before = asdict(Facts.from_saved(saved).config)
         differences = [
             f"  {name}: {before[name]!r} in the checkpoint, {value!r} now"
@@ -207,7 +206,7 @@ class Checkpoints:
             return None
         if self.saved is None:
             return load_generator(self.config.teacher, device="cpu")
-        with explaining(self.latest):
+        with explaining(self.whole or self.latest):
             return saved_teacher(self.saved["teacher"])
 
     @property
@@ -223,7 +222,7 @@ class Checkpoints:
             "start over, add --fresh."
         )
 
-    def restored(self, state: TrainingState, data: Data) -> TrainingState:
+    def ready(self, state: TrainingState, data: Data) -> TrainingState:
         """Return ``state`` as the run left it, or as init_from has it, ready to be saved again.
 
         Raises:
@@ -234,11 +233,10 @@ class Checkpoints:
         self.steps_per_epoch = data.steps_per_epoch
         self.facts, self.pairs = data.facts(self.config).as_saved(), data.identity()
         self._check_pairs_of_all()
-        torch.load(io.BytesIO(_serialised(self.facts)), weights_only=True)
         if self.saved is not None:
             if message := changes(self.saved["pairs"], self.pairs):
                 raise ValueError(message)
-            with explaining(self.latest):
+            with explaining(self.whole or self.latest):
                 state.load_state_dict(self.saved)
             self.saved = None  # its memory is needed
             print(f"Going on in epoch {state.epoch + 1} after step {state.step}.")
@@ -452,12 +450,6 @@ def save_file(content: dict[str, Any], path: Path) -> None:
             f"{path} could not be written: {reason_of(error)}. Older checkpoints are untouched; "
             "free some space or mend the permissions, then give the same command to go on."
         ) from error
-
-
-def _serialised(content: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def _floats(content: Any) -> Iterator[Tensor]:

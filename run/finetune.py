@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from config import Config
 from generator import Generator
 from run.state import TrainingState
-from utils import is_ours, load_generator, read_file
+from utils import is_ours, load_generator, load_weights, read_file
 
 
 def start_from(state: TrainingState, config: Config) -> str:
@@ -28,7 +28,7 @@ def start_from(state: TrainingState, config: Config) -> str:
         OSError: The file cannot be read.
     """
     path, trained = config.init_from, load_generator(config.init_from, device="cpu")
-    before, now = ((c.ngf, c.norm) for c in (trained.config, config))
+    before, now = ((c.ngf, c.norm.removesuffix("_running")) for c in (trained.config, config))
     if before != now:
         raise ValueError(
             f"The generator in {path} has ngf {before[0]} and norm {before[1]}, this run {now[0]} "
@@ -43,11 +43,10 @@ def start_from(state: TrainingState, config: Config) -> str:
 
 def _start_discriminator(discriminator: nn.Module, path: str) -> str:
     content = read_file(Path(path))
-    before = content.get("discriminator", {}) if is_ours(content) else {}
-    now = discriminator.state_dict()
-    if {name: t.shape for name, t in before.items()} != {name: t.shape for name, t in now.items()}:
+    try:
+        load_weights(discriminator, content.get("discriminator") if is_ours(content) else None)
+    except ValueError:  # the file holds none, or one of another kind
         return "the discriminator is new"
-    discriminator.load_state_dict(before)
     return "the discriminator is from there, too"
 
 

@@ -280,6 +280,10 @@ def _side(
     is_exact = False
     if palette is None and config.is_label(role):
         palette, is_exact = _classes(train, place)
+    if config.ignore is not None and config.is_label(role) and not kind.index:
+        raise ValueError(
+            f"ignore is a number, and the {role}s are label pictures in colours; leave it out."
+        )
     limits = typed or OWN_RANGES[kind.dtype]
     if limits is None:
         limits = quantiles(_spread(train, place), *RANGE_SHARES)

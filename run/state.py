@@ -67,7 +67,7 @@ class TrainingState:
         """Mark the block in which a step changes the state: what it leaves undone is not saved."""
         self.is_whole = False
         yield
-        self.is_whole = True
+        self.is_whole = True  # not in a finally: after an error it stays False
 
     def state_dict(self) -> dict[str, Any]:
         """Return every field by its name, as tensors and plain data."""
@@ -110,14 +110,11 @@ def _checked(name: str, found: Any, usual: Any) -> Any:
     """Return a number, or the losses by their names, of the type and range that is usual."""
     if found is None and usual is None:
         return None
-    if type(found) is not type(usual):
-        raise ValueError(f"{name} is {found!r}")
-    numbers = found.values() if isinstance(found, dict) else [found]
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{name} is {found!r}")
-    if not isinstance(found, dict) and found < 0:
-        raise ValueError(f"{name} is {found!r}")
-    return found
+    if type(found) is type(usual):
+        numbers = found.values() if isinstance(found, dict) else [found]
+        if all(map(math.isfinite, numbers)):
+            return found
+    raise ValueError(f"{name} is {found!r}")
 
 
 def new_state(
@@ -148,11 +145,11 @@ def new_state(
     ).to(machine.device)
     average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None
     learning = [*generator.parameters()]
-    lessons = None
+    taught = None
     if teacher is not None:
-        lessons = Teacher(teacher, generator, config, sides).to(machine.device)
-        learning += lessons.translators.parameters()
-    if config.compile:
+        taught = Teacher(teacher, generator, config, sides).to(machine.device)
+        learning += taught.adapters.parameters()
+    if config.compile:  # after the average was copied, which is never compiled
         machine.compile(generator, "forward")
         machine.compile(discriminator, "features")
     # One fused kernel reads and writes the 57 million parameters once.
@@ -165,5 +162,5 @@ def new_state(
         machine.new_scaler(),
         labels,
         average,
-        lessons,
+        taught,
     )

@@ -10,6 +10,7 @@ from config import Config
 from generator import Generator
 from labels import SCORE_SCALE
 from losses import Losses, class_loss
+from pictures.pairs import ROLES
 from pictures.sides import Sides
 from recipes import is_path
 from utils import Facts, Translator, translator_from
@@ -40,7 +41,7 @@ class Teacher(nn.Module):
         _check_same_task(translator.facts, config, sides)
         self.facts, self.generator = translator.facts, translator.generator
         self.wanted, self.found = _watched(self.generator), _watched(student)
-        self.translators = nn.ModuleList(
+        self.adapters = nn.ModuleList(
             nn.Conv2d(ours[1].out_channels, theirs[1].out_channels, kernel_size=1)
             for ours, theirs in zip(student.decoder, self.generator.decoder[:-1], strict=False)
         )
@@ -59,8 +60,8 @@ class Teacher(nn.Module):
         else:
             taught = F.l1_loss(output, wanted)
         maps = [
-            F.mse_loss(translate(self.found[level]).float(), self.wanted[level].float())
-            for level, translate in enumerate(self.translators)
+            F.mse_loss(adapt(self.found[level]).float(), self.wanted[level].float())
+            for level, adapt in enumerate(self.adapters)
         ]
         return {"loss_taught": taught, "loss_maps": sum(maps) / len(maps)}
 
@@ -95,13 +96,24 @@ def _watched(generator: Generator) -> dict[int, Tensor]:
 
 
 def _check_same_task(teacher: Facts, config: Config, sides: Sides) -> None:
-    ours, theirs = ((c.crop_size // c.bottleneck, c.labels) for c in (config, teacher.config))
-    # Between folders of any names the direction is always called AtoB.
-    named = is_path(config.a) or is_path(teacher.config.a)
-    other_way = not named and config.direction != teacher.config.direction
-    if other_way or ours != theirs or sides != teacher.sides:
+    theirs = teacher.config
+    # Between folders of any names the direction is always called AtoB; authors' files have none.
+    named = is_path(config.a) or is_path(theirs.a) or theirs.dataset == "unknown"
+    same = {
+        "depth (crop_size, bottleneck)": (
+            config.crop_size // config.bottleneck == theirs.crop_size // theirs.bottleneck
+        ),
+        "direction": named or config.direction == theirs.direction,
+        "labels": config.labels == theirs.labels,
+    }
+    for role, our, their in zip(ROLES, sides, teacher.sides, strict=True):
+        same[f"kind of {role}s"] = our.kind == their.kind
+        same[f"range of {role}s"] = (our.low, our.high) == (their.low, their.high)
+        if config.is_label(role):
+            same[f"classes of {role}s"] = our.palette == their.palette
+    if differing := [what for what, is_same in same.items() if not is_same]:
         raise ValueError(
-            f"{config.teacher} cannot teach this run: it must have the same depth (crop_size, "
-            "bottleneck), direction, kinds of pictures and classes. Give the teacher's own "
-            "settings, above all --direction and --dataset, and another --ngf."
+            f"{config.teacher} cannot teach this run: it has another {' and '.join(differing)}. "
+            "Give the teacher's own settings, above all --direction and --dataset, and another "
+            "--ngf."
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -240,7 +241,8 @@ def score_all(
             for measure in measures:
                 rows[-1] |= measure(x, fake, y)
     rows = _gathered(rows, measures, machine.processes)
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    # A picture without a single labelled pixel has no scores of classes.
+    means = {name: np.nanmean([row[name] for row in rows]).item() for name in rows[0]}
     scores: dict[str, Any] = over_targets(means)
     for measure in measures:
         scores |= measure.total()

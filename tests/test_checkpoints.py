@@ -425,7 +425,7 @@ def test_weights_that_are_not_finite_are_never_saved(towns: Path):
     before = Path("checkpoints/a/latest.pt").read_bytes()
     with saving.Checkpoints(config, CPU) as checkpoints:
         machine = choose_machine("cpu", "fp32")
-        state = checkpoints.restored(
+        state = checkpoints.ready(
             new_state(config, known_sides(config), machine), open_data(config, machine)
         )
         with torch.no_grad():

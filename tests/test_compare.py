@@ -51,6 +51,16 @@ def test_the_interval_is_that_of_paired_differences():
     assert found["grid_2"] == pytest.approx((1, 3, 2, 2))
 
 
+def test_runs_may_be_given_by_their_folders(capsys: pytest.CaptureFixture[str]):
+    scored("a", np.linspace(0.2, 0.4, 50))
+    scored("b", np.linspace(0.2, 0.4, 50) - 0.1)
+    Path("evaluation/b").rename("b")  # not where runs are looked for by their names
+    compare(("a", "b"))
+    assert "0.3 ->        0.2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="pictures is 0; give 1 or more"):
+        compare(("a", "b"), pictures=0)
+
+
 def test_two_runs(capsys: pytest.CaptureFixture[str]):
     scored("a", np.linspace(0.2, 0.4, 50))
     scored("b", np.linspace(0.2, 0.4, 50) - 0.1, sharpness=0.5, n_strips=4)

@@ -44,7 +44,7 @@ def test_who_does_as_its_teacher_has_nothing_to_learn(dataset: str):
     stranger = state.teacher(x, state.generator(x))
 
     state.generator.load_state_dict(state.teacher.generator.state_dict())
-    for translate in state.teacher.translators:
+    for translate in state.teacher.adapters:
         torch.nn.init.dirac_(translate.weight)
         torch.nn.init.zeros_(translate.bias)
     fake = state.generator(x)
@@ -96,8 +96,8 @@ def test_a_narrow_student_learns_and_goes_on_with_its_teacher(towns: Path, gan_m
     untaught, learned = taught_state(**settings).teacher, taught_state(**settings).teacher
     learned.load_state_dict(results("whole")[0]["teacher"])
     assert not differing(learned.generator, before)
-    names = untaught.translators.state_dict()
-    assert differing(learned.translators, names) == list(names)
+    names = untaught.adapters.state_dict()
+    assert differing(learned.adapters, names) == list(names)
     rows = results("whole")[1]
     assert float(rows[-1]["loss_maps"]) < float(rows[0]["loss_maps"])
 
@@ -112,5 +112,7 @@ def test_a_narrow_student_learns_and_goes_on_with_its_teacher(towns: Path, gan_m
     ],
 )
 def test_who_does_something_else_cannot_teach(settings: dict):
-    with pytest.raises(ValueError, match=r"teacher\.pt cannot teach this run: .* above all --dir"):
+    with pytest.raises(
+        ValueError, match=r"teacher\.pt cannot teach .*: it has another .*above all --d"
+    ):
         taught_state(teacher=saved(), **settings)

@@ -171,13 +171,14 @@ class MethodReads(TorchFunctionMode):
 class OperationReads(TorchDispatchMode):
     """Notes the same inside torch, whoever calls it: optimisers, the scaler, backward."""
 
-    def __init__(self) -> None:
+    def __init__(self, *more: str) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.noted = (*READING_OPERATIONS, *more)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name in READING_OPERATIONS:
+        if name in self.noted:
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -201,6 +202,22 @@ def test_the_loop_reads_the_device_only_at_the_log_interval(
     train(Config(dataset=str(towns), name="a", **settings))
     # 8 steps hold the third and the sixth.
     assert methods.names == ["tolist"] * 2 * 3
+    assert operations.names == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"labels": "input", "direction": "BtoA"}, {"direction": "BtoA"}, {"gan_mode": "none"}],
+    ids=str,
+)
+def test_a_step_copies_nothing_to_the_device_and_so_can_be_recorded(settings: dict):
+    config, _ = resolve(Config(dataset="towns", **TINY | settings))
+    sides = known_sides(config)
+    step = batch_step(new_state(config, sides, CPU), sides, config, CPU)
+    batch = torch.randint(0, 255, (1, 6, 32, 32), dtype=torch.uint8)
+    step(batch)
+    with OperationReads("lift_fresh") as operations:  # of a tensor made from Python's numbers
+        step(batch)
     assert operations.names == []
 
 

@@ -119,6 +119,8 @@ def score_checkpoints(
     pictures: int = 2000,
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
     device: str = "auto",
+    cache_dir: str = "data/.cache",
+    max_pixels: int | None = None,
 ) -> list[dict[str, Any]]:
     """Score trained generators on a data set, picture by picture.
 
@@ -136,6 +138,8 @@ def score_checkpoints(
         pictures: Pictures to save at most, spread evenly over the set.
         precision: auto, fp32, bf16 or fp16, where it is to be other than in the training.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
+        cache_dir: Folder for the pictures as decoded and resized once, as in the training.
+        max_pixels: Pixels of the largest picture that is read; if not given, 179 million.
 
     Returns:
         What is in the files ``scores_val.json``.
@@ -146,8 +150,12 @@ def score_checkpoints(
     if pictures < 0:
         raise ValueError(f"pictures is {pictures}; give 0 (none) or more.")
     translators = [load_generator(path, device) for path in checkpoints]
+    for translator in translators:
+        here = {"cache_dir": cache_dir, "max_pixels": max_pixels}
+        here["direction"] = direction or translator.config.direction
+        translator.facts = replace(translator.facts, config=replace(translator.config, **here))
     scored = [
-        _on(dataset, direction, path, translator, split)
+        _on(dataset, path, translator, split)
         for path, translator in zip(checkpoints, translators, strict=True)
     ]
     shown = [one.run for one in scored]
@@ -181,11 +189,9 @@ class Scored:
     """Where the scores go."""
 
 
-def _on(
-    dataset: str, direction: str | None, path: Path, translator: Translator, split: str
-) -> Scored:
+def _on(dataset: str, path: Path, translator: Translator, split: str) -> Scored:
     """Return what there is to score on a data set; "" is that of the training."""
-    config = replace(translator.config, direction=direction or translator.config.direction)
+    config = translator.config
     typed, trained = (
         {Path(folder, name).resolve() for folder in ("", "data")}
         for name in (dataset, config.dataset)

@@ -34,7 +34,7 @@ class PairedImages(Dataset):
     For training a pair is resized to load_size, cropped at random to crop_size and mirrored;
     for validation it is resized to crop_size. All randomness of a sample follows from
     (seed, epoch, index). Every picture is decoded once, into a file that all workers and later
-    runs share; those in shards each time.
+    runs share. Pairs in shards are decoded each time.
 
     Args:
         pairs: Where the pairs lie.
@@ -75,7 +75,7 @@ class PairedImages(Dataset):
                 and cannot be used.
         """
         samples = [self._sample(epoch, index).transpose(2, 0, 1) for epoch, index in keys]
-        # np.stack would keep the channels innermost in memory, and with them every later tensor.
+        # np.stack alone would keep the channels innermost in memory, and all later tensors so.
         batch = np.empty((len(samples), *samples[0].shape), samples[0].dtype)
         return torch.from_numpy(np.stack(samples, out=batch))
 
@@ -90,7 +90,7 @@ class PairedImages(Dataset):
         # numbers, and exactly the crops from the upper half would be mirrored.
         for step, transform in enumerate(self._augment.transforms):
             transform.set_random_seed(derived_seed(self.preparation.seed, epoch, index, step))
-        # One array under the one target that is always transformed, so no half is left behind.
+        # Input and target are stacked in one array, so that one call crops and mirrors both alike.
         return self._augment(image=pair)["image"]
 
 
@@ -148,7 +148,7 @@ def training_batches(
     check: Callable[[], None] = lambda: None,
     begin: tuple[int, int] = (0, 0),
 ) -> Iterator[Iterator[Tensor]]:
-    """Give the batches of the whole rest of a run, on the device; the processes end with the block.
+    """Give the batches of the whole rest of a run, on the device; the workers end with the block.
 
     One iterator over all epochs keeps the workers busy across their borders. It draws nothing
     from torch's global generator, so the same run trains alike however often it is resumed.
@@ -208,7 +208,7 @@ def normalise(batch: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
         sides: What these are, and which range of them becomes [-1, 1].
 
     Returns:
-        Inputs (N, channels, H, W), cut off at -1 and 1, and targets likewise, not cut off.
+        Inputs (N, channels, H, W), cut off at -1 and 1; and targets (N, channels, H, W), uncut.
     """
     n = sides.input.channels
     return scaled(batch[:, :n], sides.input).clamp(-1, 1), scaled(batch[:, n:], sides.target)

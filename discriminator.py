@@ -17,7 +17,7 @@ class Discriminator(nn.Module):
         output_nc: Channels of the (real or generated) output picture.
         ndf: Channels of the first layer.
         n_layers_d: Number of layers of stride 2; each doubles the receptive field.
-        norm: "instance", "batch" or "none".
+        norm: "instance", "batch", "batch_running" or "none".
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Discriminator(nn.Module):
 
     def features(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return the map after each block, the logits last; ``x`` and ``y`` as in ``forward``."""
-        maps = [torch.cat([x, y], dim=1)]  # (N, 6, H, W)
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d):
-                maps.append(layer(maps[-1]))  # (N, 64, H/2, W/2), ... (N, 1, 30, 30) at H = 256
-            else:
-                maps[-1] = layer(maps[-1])
-        return maps[1:]
+        maps: list[Tensor] = []
+        seen = torch.cat([x, y], dim=1)  # (N, 6, H, W)
+        for number, layer in enumerate(self.layers, start=1):
+            seen = layer(seen)  # (N, 64, H/2, W/2), ... (N, 1, 30, 30) at H = 256
+            if isinstance(layer, nn.LeakyReLU) or number == len(self.layers):  # a block ends
+                maps.append(seen)
+        return maps

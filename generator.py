@@ -12,7 +12,7 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
     compute the same function.
 
     Args:
-        norm: "instance", "batch", "batch_running" or "none".
+        norm: "instance", "batch", "batch_running" (the same layer, see ``Generator``) or "none".
         channels: Channels of the map to be normalised.
     """
     if norm == "none":
@@ -38,11 +38,11 @@ def initialise(network: nn.Module) -> None:
 
 
 def even_out(network: nn.Module) -> None:
-    """Draw 4x4 transposed kernels anew, so that at first no pixel differs from its neighbours.
+    """Draw 4x4 transposed kernels anew, so that at first they paint even areas.
 
-    With stride 2 each output pixel is made by one of four 2x2 parts of the kernel, by its place.
-    If the parts are drawn apart, they lay a grid of 2 px over all pictures, which training has to
-    unlearn.
+    A transposed convolution of stride 2 makes even and odd pixels with different parts of its
+    kernel. Drawn apart, these paint a grid of 2 px, which training has to unlearn. So one 2x2 part
+    is drawn and used for all four.
     """
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose2d):
@@ -80,10 +80,11 @@ class Up(nn.Sequential):
 
 
 class Generator(nn.Module):
-    """U-Net: an encoder down to 1x1, a mirrored decoder, and skip connections between them.
+    """U-Net: an encoder, a mirrored decoder, and skip connections between them.
 
     At 256 px the encoder is C64-C128-C256-C512-C512-C512-C512-C512; each halving of the crop
-    drops, each doubling adds one C512 (a 32 px crop: C64-C128-C256-C512-C512).
+    drops, each doubling adds one C512 (a 32 px crop: C64-C128-C256-C512-C512). A bottleneck of 4
+    drops the two innermost.
 
     Args:
         input_nc: Channels of the input.
@@ -94,8 +95,8 @@ class Generator(nn.Module):
         ngf: Channels of the outermost encoder layer.
         norm: "instance", "batch", "batch_running" or "none". After ``eval()`` batch norm takes
             the statistics of the batch at hand (the paper), batch_running those of the training.
-        dropout: Where there is dropout of 0.5 in the first three decoder blocks, the paper's only
-            noise z: "none", "training", or "always", after ``eval()`` too, as in the paper.
+        dropout: When dropout of 0.5 is active in the first three decoder blocks, the paper's only
+            noise z: "none", "training", or "always", which is after ``eval()`` too (the paper).
         even_start: Whether to begin with ``even_out``.
         tanh: Whether outputs are pictures in [-1, 1]; if not, they are scores of any size.
         recompute: Whether the maps inside blocks are computed again for the gradients, which
@@ -124,7 +125,8 @@ class Generator(nn.Module):
         self.encoder = nn.ModuleList()
         channels = input_nc
         for level, width in enumerate(widths):
-            # One pixel has no statistics: a norm would map a 1x1 bottleneck to zero.
+            # As in the paper the first block has no norm. Neither has the innermost one: a single
+            # pixel has no statistics, and would become zero.
             norm_here = "none" if level in (0, depth - 1) else norm
             # The authors' network with batch norm has no encoder bias at all.
             bias = norm_here == "none" and not norm.startswith("batch")
@@ -135,8 +137,8 @@ class Generator(nn.Module):
 
         self.decoder = nn.ModuleList()
         for level in range(depth - 1, 0, -1):
-            has_noise = dropout != "none" and level > depth - 4
-            self.decoder.append(Up(channels, widths[level - 1], norm=norm, dropout=has_noise))
+            has_dropout = dropout != "none" and level > depth - 4
+            self.decoder.append(Up(channels, widths[level - 1], norm=norm, dropout=has_dropout))
             channels = 2 * widths[level - 1]  # the skip connection brings as many
         self.decoder.append(Up(channels, output_nc, norm="none"))
 
@@ -151,8 +153,8 @@ class Generator(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.train(mode or self.dropout == "always")
             elif isinstance(module, nn.BatchNorm2d) and self.norm == "batch":
-                # Training mode computes the batch's own statistics; not tracking them keeps the
-                # running ones as training left them.
+                # Training mode takes the batch's statistics. Without tracking it leaves those that
+                # were gathered in training as they are.
                 module.train()
                 module.track_running_stats = mode
         return self
@@ -178,11 +180,12 @@ class Generator(nn.Module):
             x = self._run(up, x)  # (N, 512, 4, 4), ... (N, 64, H/2, W/2)
         # Half precision has too few digits for the values that become pixels.
         with torch.autocast(x.device.type, enabled=False):
-            x = torch.cat([skips.pop(), x], dim=1).to(outermost[1].weight.dtype)
+            x = torch.cat([skips.pop(), x], dim=1).to(outermost[1].weight.dtype)  # float32
             x = self._run(outermost, x)  # (N, 3, H, W)
             return torch.tanh(x) if self.tanh else x
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Return ``block(x)``; with ``recompute`` its inner maps are not kept."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)

@@ -240,14 +240,14 @@ def _read_table(path: Path) -> list[dict[str, str]]:
 def sample_grid(samples: list[Sample], title: str) -> Image.Image:
     """Draw samples as rows of input, output and target; the output's heading holds ``title``."""
     titles = (
-        name + _shown(len(picture))
+        name + _channels_shown(len(picture))
         for name, picture in zip(("input", f"output, {title}", "target"), samples[0], strict=True)
     )
     columns = ([to_image(picture) for picture in column] for column in zip(*samples, strict=True))
     return contact_sheet(list(zip(titles, columns, strict=True)))
 
 
-def _shown(channels: int) -> str:
+def _channels_shown(channels: int) -> str:
     """Say which channels of a picture are seen, where that is not all."""
     if channels in (1, 3):
         return ""

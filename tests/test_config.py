@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import script
 
-from config import Config
+from config import Config, parse_command_line
 from recipes import PRESETS, describe, resolve
 
 
@@ -172,6 +172,19 @@ def test_a_wrong_command_ends_in_one_message(arguments: list[str], part: str):
     assert result.returncode == 2
     assert part in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("word", ["--local-rank=1", "--local_rank=1"])
+def test_what_torch_distributed_launch_adds_is_no_setting(
+    word: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["train.py", word, "--name", "a"])
+    assert parse_command_line() == (Config(name="a"), False)
+
+
+def test_a_number_to_ignore_needs_label_pictures():
+    with pytest.raises(ValueError, match="labels is none; add --labels target"):
+        Config(ignore=255, labels="none")
 
 
 def test_every_preset_resolves():

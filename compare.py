@@ -70,8 +70,13 @@ def read_strips(folders: Mapping[str, Path], most: int) -> dict[str, Strips]:
 
 
 def _thirds(path: Path) -> list[Image.Image]:
-    strip = np.asarray(Image.open(path).convert("RGB"))
-    return [Image.fromarray(third) for third in np.split(strip, 3, axis=1)]
+    try:
+        strip = np.asarray(Image.open(path).convert("RGB"))
+        return [Image.fromarray(third) for third in np.split(strip, 3, axis=1)]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a strip of evaluate.py ({error}); score the run again."
+        ) from error
 
 
 def sheet_of(strips: Mapping[str, Strips]) -> Image.Image:
@@ -94,7 +99,7 @@ def blind_page(strips: Mapping[str, Strips]) -> str:
 def folder_of(run: str) -> Path:
     """Return the folder of a run that is given by it or by its name."""
     given = Path(run)
-    return given if given.is_dir() else Path("evaluation", run)
+    return given.resolve() if given.is_dir() else Path("evaluation", run)
 
 
 def compare(
@@ -118,10 +123,14 @@ def compare(
     """
     if pictures < 1:
         raise ValueError(f"pictures is {pictures}; give 1 or more.")
-    folders = dict.fromkeys(map(folder_of, runs))
+    folders = list({folder.resolve(): folder for folder in map(folder_of, runs)}.values())
     shown = [Shown(folder, scores) for folder in folders]
     if len(shown) < 2:
         raise ValueError("Name two or more different runs, as in: python compare.py RUN RUN")
+    if len({run.name for run in shown}) < len(shown):
+        raise ValueError(
+            f"Two of these runs are called {shown[0].name}; give a copy of one another name."
+        )
     page = write_results_page(shown)
     (_, first), *others = (read_scores(folder / f"scores_{scores}.csv") for folder in folders)
     for run, (names, table) in zip(shown[1:], others, strict=True):

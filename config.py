@@ -22,12 +22,15 @@ OF_THE_MACHINE = ("mirror", "cache_dir", "cache_limit_gb", "max_pixels", "device
 
 def plain_name(name: str) -> str:
     """Return ``name`` with an underscore for each character that no folder's name can hold."""
-    return re.sub(r'[/\\:*?"<>|\ud800-\udfff]', "_", name)  # the last ones are no text
+    # The last ones steer a terminal, or are no text.
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', "_", name)
 
 
 def _folder_name(name: str) -> str:
-    if name in (".", "..") or name != plain_name(name):
-        raise ValueError("it should be a plain folder name, without slashes and the like")
+    if name in (".", "..") or name != plain_name(name) or len(os.fsencode(name)) > 200:
+        raise ValueError(
+            "it should be a plain folder name of 200 bytes at most, without slashes and the like"
+        )
     return name
 
 

@@ -147,6 +147,8 @@ def score_checkpoints(
     Raises:
         ValueError, OSError: A checkpoint, reader or data set that cannot be used.
     """
+    if not checkpoints:
+        raise ValueError("Name one checkpoint or more: checkpoints/NAME/generator.pt.")
     if pictures < 0:
         raise ValueError(f"pictures is {pictures}; give 0 (none) or more.")
     translators = [load_generator(path, device) for path in checkpoints]
@@ -256,7 +258,10 @@ def _score(
         rows, scores = score_all(translator, batches, [*measures, strips], **given)
         if not math.isfinite(scores["l1"]):
             raise ValueError(f"The outputs of {scored.checkpoint} are not finite; train it again.")
-        shutil.rmtree(run.pictures, ignore_errors=True)  # those of the last time
+        if run.pictures.is_symlink() or run.pictures.is_file():
+            run.pictures.unlink()
+        elif run.pictures.exists():
+            shutil.rmtree(run.pictures)  # those of the last time
     summary = {"checkpoint": str(scored.checkpoint), "dataset": config.dataset}
     summary |= {"split": scored.part, "pictures": len(rows)} | scores
     _write(f"{run.folder}/scores_{run.label}", pairs, rows, summary)

@@ -1,5 +1,6 @@
 """Files of generators: read with care, whoever wrote them, and turned into networks."""
 
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from labels import Labels
 from machine.devices import pick_device
 from pictures.sides import Side, Sides
 from recipes import resolve
+
+MAX_SIDE = 65535  # pixels, of the pictures of a training
 
 
 class CheckpointError(ValueError):
@@ -58,7 +61,9 @@ class Facts:
         typed = {n: v for n, v in content["config"].items() if n not in OF_THE_MACHINE}
         size = content.get("picture_size")
         if size is not None:
-            height, width = map(int, size)
+            height, width = size
+            if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
+                raise ValueError(f"picture_size is {size}")
             size = (height, width)
         return cls(
             resolve(Config(**typed))[0],
@@ -231,6 +236,8 @@ def read_file(path: Path) -> Any:
         CheckpointError: The file is damaged.
         OSError: It does not exist or cannot be read.
     """
+    if os.path.lexists(path) and not path.is_file():
+        raise CheckpointError(f"{path} is no file; expected a checkpoint.")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected a checkpoint, such as checkpoints/NAME/generator.pt."
@@ -269,7 +276,8 @@ def explaining(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # content of any shape makes the code raise nearly anything
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else reason
         raise CheckpointError(
             f"{path} cannot be used: {reason}. Expected a checkpoint as train.py of this version "
             "writes it; copy it again, or train again."
@@ -292,6 +300,9 @@ def load_weights(network: nn.Module, weights: Any) -> None:
             continue  # no tensor, and for the module itself to read
         if not isinstance(tensor, Tensor) or tensor.shape != expected[name].shape:
             raise ValueError(f"{name} is not of the shape {tuple(expected[name].shape)}")
+        is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not is_plain or tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{name} holds {tensor.dtype}, not plain numbers of its kind")
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds numbers that are infinite or NaN")
     network.load_state_dict(weights)

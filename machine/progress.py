@@ -1,6 +1,7 @@
 """Bars that show how far a long work is; where nobody watches, a line now and then."""
 
 import builtins
+import contextlib
 import io
 import sys
 from collections.abc import Iterable
@@ -15,8 +16,10 @@ class _LogLines(io.TextIOBase):
     """Turns the states of a bar into lines of their own on stderr."""
 
     def write(self, text: str) -> int:
-        if line := text.strip():  # not the bare ends of lines between them
-            print(line, file=sys.stderr, flush=True)
+        # Not the bare ends of lines between them. A log on a full disk is not worth a run.
+        if line := text.strip():
+            with contextlib.suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
         return len(text)
 
 

@@ -110,7 +110,7 @@ class Checkpoints:
         try:
             if self._owner.exists() and _lives(self._owner.read_text(errors="replace")):
                 raise self._is_taken()  # somebody has removed the lock of a run that goes on
-            self._owner.write_text(_this_process())
+            self._write_owner()
             saved = None if self.fresh else self._newest()
             if not self.fresh:
                 self._check_same_run(saved)
@@ -118,6 +118,15 @@ class Checkpoints:
             self.__exit__()
             raise
         return saved
+
+    def _write_owner(self) -> None:
+        try:
+            self._owner.write_text(_this_process())
+        except OSError as error:
+            raise OSError(
+                f"{self._owner} cannot be written ({reason_of(error)}); free some space, or mend "
+                "the permissions."
+            ) from error
 
     def _is_taken(self) -> OSError:
         owner = self._owner.read_text(errors="replace") if self._owner.exists() else "another one"
@@ -143,14 +152,14 @@ class Checkpoints:
         """
         problems: list[str] = []
         for path in (self.incoming, self.latest, self.previous):
-            if not path.exists():
+            if not os.path.lexists(path):
                 if path == self.latest and self.previous.exists():
                     problems.append(f"{path} is gone.")
                 continue
             try:
                 content = load_checkpoint(path)
                 _check_complete(content, path)
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:  # it can also be no file, or unreadable
                 problems.append(str(error))
                 continue
             if problems:
@@ -238,6 +247,8 @@ class Checkpoints:
                 raise ValueError(message)
             with explaining(self.whole or self.latest):
                 state.load_state_dict(self.saved)
+                if state.step > self.steps_per_epoch or bool(state.totals) != bool(state.step):
+                    raise ValueError(f"step {state.step} of {self.steps_per_epoch}")
             self.saved = None  # its memory is needed
             print(f"Going on in epoch {state.epoch + 1} after step {state.step}.")
         elif self.config.init_from:
@@ -411,6 +422,10 @@ def _check_complete(content: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(
             f"{path} lacks {', '.join(lacking)}, so that no run can go on from it."
         )
+    pairs = content["pairs"]
+    is_identity = isinstance(pairs, dict) and pairs.keys() == {"train", "val"}
+    if not (is_identity and all(isinstance(part, dict) and part for part in pairs.values())):
+        raise CheckpointError(f"{path} cannot be used: it does not say what the pairs are.")
     for name in ("epoch", "step"):
         if type(content[name]) is not int or content[name] < 0:
             raise CheckpointError(f"{path} cannot be used: {name} is {content[name]!r}.")

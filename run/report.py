@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -155,7 +155,8 @@ class Report:
                 self.add_samples(self._samples(translator), epoch)
             write_results_page([Shown(self.folder)])
         shown = [f"{n} {v:.4g}" for n, v in values.items() if n == "l1" or n.startswith("val_")]
-        tqdm.write(f"epoch {epoch}/{self.n_epochs}: {', '.join(shown)}")
+        with suppress(OSError):  # a log on a full disk is not worth a run
+            tqdm.write(f"epoch {epoch}/{self.n_epochs}: {', '.join(shown)}")
 
     def _write_table(self) -> None:
         columns = dict.fromkeys(name for row in self.rows for name in row)
@@ -225,8 +226,10 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))
+        epochs = [int(row["epoch"]) for row in rows]
+        if epochs != sorted({*epochs}) or (epochs and epochs[0] < 1):
+            raise ValueError("its epochs do not follow each other")
         for row in rows:
-            int(row["epoch"])
             for value in row.values():
                 float(value or "nan")
     except (csv.Error, KeyError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ from pictures.folders import check_folder, shortened
 from pictures.halves import check_halves
 from pictures.layouts import Pair, Split, find_pairs
 from pictures.pairs import ROLES, Kinds, Preparation
-from pictures.palettes import Palette, by_numbers, find_classes, share_unknown
+from pictures.palettes import IGNORED, Palette, by_numbers, find_classes, share_unknown
 from pictures.shards import find_sharded
 from pictures.sides import OWN_RANGES, SCALABLE, Side, Sides, quantiles
 from pictures.store import LOOKED_AT
@@ -238,8 +238,25 @@ def _opened(config: Config, sides: Sides | None) -> Data:
     kinds = [f"{r}s: {s.describe()}" for r, s in zip(ROLES, sides, strict=True) if s != Side()]
     notes = [*notes, *kinds, *train.notes, *val.notes, *_unlike_range(train, sides)]
     notes += unknown_classes(val, sides)
+    _check_labelled(config, val)
     print(*filter(None, [split.describe(config.name, train.store.sizes), *notes]), sep="\n")
     return Data(train, val, sides, config.batch_size)
+
+
+def _check_labelled(config: Config, val: PairedImages) -> None:
+    """Refuse validation targets of which no pixel is of a class.
+
+    Raises:
+        ValueError: All are the number that ignore names.
+    """
+    if config.ignore is None or not config.is_label("target"):
+        return
+    targets = (val.whole(index)[1] for index in val.store.looked_at)
+    if all((target == IGNORED).all() for target in targets):
+        raise ValueError(
+            f"All pixels of the validation targets are {config.ignore}, which ignore leaves out; "
+            "give a validation set with labels."
+        )
 
 
 def _open_both(config: Config, split: Split) -> list[PairedImages]:

@@ -94,26 +94,42 @@ class TrainingState:
                     value.load_state_dict(found)
             else:
                 setattr(self, name, _checked(name, found, value))
+        # In fp16 the scaler may have skipped all steps so far.
+        has_learned = bool(self.epoch or self.step) and not saved["scaler"]
+        if has_learned and not saved["optimizer_g"]["state"]:
+            raise ValueError("the generator's optimiser does not hold what it has gathered")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
-    """Give an optimiser what it has gathered about its weights."""
-    weights = optimizer.param_groups[0]["params"]
-    for number, gathered in found["state"].items():
+    """Give an optimiser what it has gathered about its weights; its settings stay as they are.
+
+    Raises:
+        ValueError: It is not what Adam gathers of these weights.
+    """
+    weights, state = optimizer.param_groups[0]["params"], found["state"]
+    if state and state.keys() != set(range(len(weights))):  # none before the first step
+        raise ValueError("an optimiser does not hold the state of all its weights")
+    for number, gathered in state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             if gathered[name].shape != weights[number].shape:
                 raise ValueError(f"{name} {number} of an optimiser is not of its weights' shape")
-    optimizer.load_state_dict(found)
+        mean, square = gathered["exp_avg"], gathered["exp_avg_sq"]
+        if not (mean.isfinite().all() and (square >= 0).all() and float(gathered["step"]) >= 1):
+            raise ValueError(f"what an optimiser has gathered of its weights {number} cannot be")
+    own = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": own})
 
 
 def _checked(name: str, found: Any, usual: Any) -> Any:
     """Return a number, or the losses by their names, of the type and range that is usual."""
     if found is None and usual is None:
         return None
-    if type(found) is type(usual):
-        numbers = found.values() if isinstance(found, dict) else [found]
-        if all(map(math.isfinite, numbers)):
+    if isinstance(found, dict) and isinstance(usual, dict):
+        names = all(isinstance(name, str) and not name.startswith("val_") for name in found)
+        if names and all(v.numel() == 1 and v.ndim == 0 and v.isfinite() for v in found.values()):
             return found
+    elif type(found) is type(usual) and 0 <= found < math.inf:
+        return found
     raise ValueError(f"{name} is {found!r}")
 
 

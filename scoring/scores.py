@@ -1,5 +1,6 @@
 """How near outputs come to their targets: the scores that a training and ``evaluate.py`` share."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -45,6 +46,22 @@ def score_picture(fake: Tensor, y: Tensor) -> Scores:
         for period in GRID_PERIODS:
             scores[f"{prefix}grid_{period}"] = grid_energy(picture, period)
     return {name: value.item() for name, value in scores.items()}
+
+
+def score_labelled(fake: Tensor, y: Tensor) -> Scores:
+    """Score an output by the pixels of its target that are of a class, as ``score_picture`` does.
+
+    Both are (1, 3, H, W) in [-1, 1]. All scores are NaN where no pixel is of a class.
+    """
+    ignored = is_ignored(y)
+    scores = score_picture(fake, y.where(~ignored, fake))
+    share = 1 - ignored.double().mean().item()
+    if share == 0:
+        return dict.fromkeys(scores, math.nan)
+    if share < 1:  # the others were without error
+        scores["l1"] /= share
+        scores["psnr"] += 10 * math.log10(share)
+    return scores
 
 
 def gradient_energy(picture: Tensor) -> Tensor:
@@ -236,8 +253,7 @@ def score_all(
             x, y = normalise(batch.to(machine.device), sides)
             with machine.autocast:
                 fake = translator(x)
-            wanted = y.where(~is_ignored(y), fake) if sides.target.palette else y
-            rows.append(score_picture(fake, wanted))
+            rows.append(score_labelled(fake, y) if sides.target.palette else score_picture(fake, y))
             for measure in measures:
                 rows[-1] |= measure(x, fake, y)
     rows = _gathered(rows, measures, machine.processes)

@@ -166,6 +166,12 @@ def test_the_only_whole_checkpoint_is_never_removed(towns: Path, monkeypatch: py
         (lambda c: c["discriminator"].update({"layers.0.weight": torch.zeros(1)}), "the shape"),
         (lambda c: c["average"]["encoder.0.1.weight"].fill_(math.nan), "infinite or NaN"),
         (lambda c: c["optimizer_d"]["state"][0].update(exp_avg=torch.zeros(1)), "exp_avg 0"),
+        (lambda c: c["optimizer_g"]["state"].clear(), "optimiser does not hold"),
+        (lambda c: c["optimizer_g"]["state"].pop(3), "state of all its weights"),
+        (lambda c: c["optimizer_d"]["state"][1]["exp_avg_sq"].sub_(1), "weights 1 cannot be"),
+        (lambda c: c.update(pairs=[]), "what the pairs are"),
+        (lambda c: c.update(step=9), "step 9 of 8"),
+        (lambda c: c["totals"].update({5: torch.tensor(1.0)}), "totals is"),
         (lambda c: c["config"].update(ngf="many"), "ngf is 'many'"),
         (lambda c: c.update(config=3), "cannot be used"),
         (lambda c: c.update(sides=None), "cannot be used"),
@@ -175,12 +181,26 @@ def test_half_a_checkpoint_is_refused_by_what_it_lacks(towns: Path, harm: Callab
     config = Config(dataset=str(towns), name="a", **TINY | {"n_epochs": 1, "n_epochs_decay": 0})
     train(config)
     content = torch.load("checkpoints/a/latest.pt", weights_only=True)
+    content |= {"epoch": 0, "step": 8, "totals": {"l1": torch.tensor(0.1)}}
     harm(content)
     for name in ("latest", "previous"):
         torch.save(content, f"checkpoints/a/{name}.pt")
     with pytest.raises(CheckpointError, match=said) as caught:
         train(replace(config, n_epochs=2))
     assert "checkpoints/a/latest.pt" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes among files")
+def test_what_is_no_file_does_not_hide_the_checkpoint_before(
+    towns: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = Config(dataset=str(towns), name="a", checkpoint_minutes=0, **TINY)
+    train(config)
+    latest = Path("checkpoints/a/latest.pt")
+    latest.unlink()
+    os.mkfifo(latest)
+    train(config)
+    assert re.search(r"latest\.pt is no file.*\n.*previous\.pt instead", capsys.readouterr().out)
 
 
 def test_going_on_from_something_older_is_told(towns: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pictures.palettes import IGNORED, TOWNS
 from recipes import known_sides, resolve
 from run.state import new_state
 from scoring import photos
-from scoring.scores import count_classes
+from scoring.scores import count_classes, score_labelled, score_picture
 from train import train, update_ema
 from utils import Facts, Translator
 
@@ -85,6 +86,18 @@ def test_pixels_of_no_class_are_out_of_the_loss_and_of_what_the_discriminator_se
     real, fake = labels.decode_target(true), labels.decode_output(scores, true)
     assert torch.equal(real[..., 1], fake[..., 1])
     assert count_classes(y.roll(1, 2), y, TOWNS).sum() == 12
+
+
+def test_pixels_of_no_class_are_out_of_the_scores():
+    y = torch.tensor(COLOURS)[torch.randint(6, (1, 32, 32))].movedim(-1, 1) / 127.5 - 1
+    fake, masked = (y + 0.1).clamp(-1, 1), y.clone()
+    masked[..., 16:] = torch.tensor(IGNORED)[:, None, None] / 127.5 - 1
+    half = score_picture(fake[..., :16], y[..., :16])
+    scores = score_labelled(fake, masked)
+    assert scores["l1"] == pytest.approx(half["l1"], rel=1e-5)
+    assert scores["psnr"] == pytest.approx(half["psnr"], rel=1e-5)
+    masked[:] = torch.tensor(IGNORED)[:, None, None] / 127.5 - 1
+    assert all(math.isnan(score) for score in score_labelled(fake, masked).values())
 
 
 def test_colours_have_all_their_digits_in_half_precision():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pictures.palettes import IGNORED
@@ -10,8 +11,9 @@ from pictures.palettes import IGNORED
 # Scores are multiplied by this before the softmax. They grow slowly at the paper's learning rate;
 # times 8 a class becomes sure about as fast as tanh saturates.
 SCORE_SCALE = 8.0
-# At test scores are multiplied by this as well, for nearly pure colours.
-SHARPENING = 2.0
+# At test a pixel gives so much of its colour to each neighbour in a row or column, as pixels on an
+# edge have it in label pictures that were resized.
+EDGE_SHARE = 0.1
 
 Colours = Sequence[Sequence[int]]  # (red, green, blue) of each class, 0 to 255
 
@@ -88,20 +90,18 @@ class Labels(nn.Module):
         return picture * y.sum(dim=1, keepdim=True) if self.ignores else picture
 
     def finish(self, output: Tensor) -> Tensor:
-        """Return the pictures to show, of nearly pure colours; without soft_edges, of pure ones.
+        """Return the pictures to show: of pure colours, with soft_edges softened between classes.
 
         Args:
             output: Scores of the classes, (N, classes, H, W).
 
         Returns:
-            (N, 3, H, W) in [-1, 1]: the mean colour by sharpened probabilities, or the colour of
-            the likeliest class.
+            (N, 3, H, W) in [-1, 1]: the colour of the likeliest class at each pixel.
         """
         if self.target is None:
             return output
-        if not self.soft_edges:
-            return _painted(one_hot(output.argmax(dim=1), output.shape[1]), self.target)
-        return _painted((SHARPENING * SCORE_SCALE * output).softmax(dim=1), self.target)
+        picture = _painted(one_hot(output.argmax(dim=1), output.shape[1]), self.target)
+        return _softened(picture) if self.soft_edges else picture
 
     def _encoded(self, picture: Tensor, colours: Tensor) -> Tensor:
         classes = one_hot(nearest_class(picture, colours), len(colours))
@@ -121,6 +121,14 @@ def is_ignored(picture: Tensor) -> Tensor:
 def _painted(shares: Tensor, colours: Tensor) -> Tensor:
     """Return the mean colour of the classes by their shares (N, K, H, W), as (N, 3, H, W)."""
     return torch.einsum("nkhw,kc->nchw", shares, colours)
+
+
+def _softened(picture: Tensor) -> Tensor:
+    """Return pictures (N, 3, H, W) in which pixels share their colour with their neighbours."""
+    line = torch.tensor([EDGE_SHARE, 1 - 2 * EDGE_SHARE, EDGE_SHARE], device=picture.device)
+    kernel = (line[:, None] * line).expand(picture.shape[1], 1, 3, 3)
+    around = F.pad(picture, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(around, kernel, groups=picture.shape[1])
 
 
 def one_hot(classes: Tensor, count: int) -> Tensor:

@@ -259,7 +259,7 @@ def score_all(
     rows = _gathered(rows, measures, machine.processes)
     # A picture without a single labelled pixel has no scores of classes.
     means = {name: np.nanmean([row[name] for row in rows]).item() for name in rows[0]}
-    scores: dict[str, Any] = over_targets(means)
+    scores: dict[str, Any] = {name: float(v) for name, v in over_targets(means).items()}
     for measure in measures:
         scores |= measure.total()
     return rows, scores

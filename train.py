@@ -234,7 +234,6 @@ def train(config: Config, fresh: bool = False) -> None:
                 # Made anew each epoch, as a recorded step holds the learning rate.
                 teach = batch_step(state, data.sides, config, machine)
                 for batch in islice(batches, data.steps_per_epoch - state.step):
-                    # Noise follows from the number of the step, so a run goes on exactly.
                     seed_noise(config.seed, epoch, state.step, machine.processes)
                     with state.changing():  # an error in here leaves a state not to be saved
                         losses = teach(batch)

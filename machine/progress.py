@@ -16,6 +16,7 @@ class _LogLines(io.TextIOBase):
     """Turns the states of a bar into lines of their own on stderr."""
 
     def write(self, text: str) -> int:
+        """Print a state of the bar as a line."""
         # Not the bare ends of lines between them. A log on a full disk is not worth a run.
         if line := text.strip():
             with contextlib.suppress(OSError):

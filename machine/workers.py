@@ -113,6 +113,7 @@ class _Workers:
         atexit.register(self.close)  # before multiprocessing waits for those that were stopped
 
     def start(self, dataset: Batched) -> None:
+        """Start the processes, each with the data set."""
         for _ in range(self.n_workers):
             ours, theirs = self.context.Pipe()
             arguments = (theirs, dataset, self.memory, self.shape, self.dtype)
@@ -125,12 +126,14 @@ class _Workers:
             theirs.close()  # so that its end is seen when the process ends
 
     def give(self, task: Any) -> None:
+        """Hand the next task to the process whose turn it is."""
         _, connection = self.workers[self.given % self.n_workers]
         with suppress(OSError):  # whoever waits for the answer will find that it is gone
             connection.send((self.given % self.n_slots, task))
         self.given += 1
 
     def take(self, check: Callable[[], None]) -> Tensor:
+        """Wait for the next batch; a later one will overwrite it."""
         process, connection = self.workers[self.taken % self.n_workers]
         # Counted, as the clock goes on while all are stopped.
         for _ in range(max(1, round(SILENT_S / POLL_S))):
@@ -160,6 +163,7 @@ class _Workers:
         return "memory" if code == -getattr(signal, "SIGBUS", 0) < 0 else "signal"
 
     def close(self) -> None:
+        """End the processes."""
         atexit.unregister(self.close)
         for process, connection in self.workers:
             process.kill()  # nothing else ends a process that was stopped

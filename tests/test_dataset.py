@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import CPU
 from PIL import Image
+from test_cache import draw, noise, save
 from test_pairs import preparation
 
 import dataset
@@ -21,20 +22,6 @@ from machine.workers import batches_from_workers
 from pictures.decode import BadPictures
 from pictures.layouts import Pair
 from pictures.sides import Side, Sides
-
-
-def save(path: Path, pixels: np.ndarray) -> Pair:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return Pair(path)
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def draw(folder: Path, n: int, height: int = 40, width: int = 80) -> list[Pair]:
-    return [save(folder / f"{i:03}.png", noise(height, width, i)) for i in range(n)]
 
 
 def marked(path: Path, side: int = 40) -> Pair:

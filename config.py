@@ -129,6 +129,8 @@ class Config:
     """Side of the U-Net's innermost map: 1 (the paper), or 4, in 0.7 of a CPU's time a step."""
     even_start: bool | None = None
     """Begin with transposed kernels that paint even areas, against a grid of 2 px."""
+    refine: bool | None = None
+    """Two convolutions at full size after the U-Net, which see the input too: no grid of 2 px."""
     ngf: Count = 64
     """Channels of the generator's outermost layer."""
     ndf: Count = 64
@@ -163,8 +165,10 @@ class Config:
     """Weight of the cross-entropy, where targets are learned as classes."""
     lambda_features: Weight | None = None
     """Weight of feature matching: the discriminator's maps of output and target should agree."""
-    lambda_perceptual: Weight = 0.0
-    """Weight of the distance in a network that knows photos (10; needs requirements-eval.txt)."""
+    lambda_perceptual: Weight | None = None
+    """Weight of the distance in a network that knows photos; 0 where targets are classes."""
+    lambda_projected: Weight | None = None
+    """Weight of a second discriminator, which judges what that network sees in a picture."""
     ema_decay: Decay | None = None
     """Use the mean of the generator over its last 1 / (1 - ema_decay) steps or so; 0: the last."""
     init_from: str = ""
@@ -183,8 +187,8 @@ class Config:
     """Compile both networks with torch.compile, which takes minutes at the start."""
     cuda_graph: bool = True
     """On CUDA, record each epoch's step once and play it back: far faster at batch size 1."""
-    num_workers: CountOrNone = 2
-    """Processes that prepare pairs beside the training; 0 prepares them in between."""
+    num_workers: CountOrNone | None = None
+    """Processes that prepare pairs beside the training; None: as the machine needs, maybe none."""
 
     # --- What a run writes ---
     log_interval: Count = 20
@@ -199,6 +203,11 @@ class Config:
     def is_label(self, role: str) -> bool:
         """Whether the pictures of a role, "input" or "target", are taken for classes."""
         return self.labels in (role, "both")
+
+    @property
+    def asks_photo_network(self) -> bool:
+        """Whether a loss asks the network that knows photos, in resolved settings."""
+        return bool(self.lambda_perceptual or self.lambda_projected)
 
     def __post_init__(self) -> None:
         """Check each value by its type, then those that only work together."""
@@ -241,6 +250,11 @@ def _check_together(config: Config) -> None:
         raise ValueError(f"a and b are both {config.a}; set them to what tells A from B.")
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
+    if config.gan_mode == "none" and config.lambda_projected:
+        raise ValueError(
+            f"gan_mode is none and lambda_projected {config.lambda_projected}, the weight of a "
+            "discriminator; set one of the two otherwise."
+        )
     others = config.lambda_perceptual or (config.is_label("target") and config.lambda_classes)
     if config.gan_mode == "none" and config.lambda_l1 == 0 and not others:
         raise ValueError(

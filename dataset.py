@@ -4,11 +4,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import Any
 
-# albumentations asks a server for newer versions when imported, unless this is set before.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 import numpy as np
 import torch
 from PIL import Image
@@ -94,7 +91,12 @@ class PairedImages(Dataset):
         return self._augment(image=pair)["image"]
 
 
-def _augmentation(preparation: Preparation) -> A.Compose:
+def _augmentation(preparation: Preparation) -> Any:
+    """Return what crops and mirrors an array: an ``albumentations.Compose``."""
+    # It asks a server for newer versions when imported, unless this is set before.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations as A  # here, as it takes a second that --help need not wait for
+
     # Validation pictures that kept their aspect are still longer than the crop.
     crop = A.RandomCrop if preparation.augment else A.CenterCrop
     mirror = [A.HorizontalFlip(p=0.5)] if preparation.augment and preparation.flip else []
@@ -171,10 +173,20 @@ def training_batches(
     own = map(machine.processes.share_of, order)
     # Page-locked memory goes to a GPU while the host goes on.
     keep = Tensor.pin_memory if machine.device.type == "cuda" else Tensor.clone
-    batches = batches_from_workers(pairs, own, config.num_workers, check=check, keep=keep)
+    count = config.num_workers
+    if count is None:
+        count = _workers_needed(pairs, machine)
+    batches = batches_from_workers(pairs, own, count, check=check, keep=keep)
     with closing(batches):
         together = machine.processes.in_step(batches, check)
         yield (batch.to(machine.device, non_blocking=True) for batch in together)
+
+
+def _workers_needed(pairs: PairedImages, machine: Machine) -> int:
+    """Return how many workers pay: none where cores that compute would only wait for each other."""
+    if machine.device.type == "cpu" and pairs.store.is_stored:
+        return 0
+    return min(8, max(2, (os.cpu_count() or 1) // machine.processes.count))
 
 
 def validation_batches(

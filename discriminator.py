@@ -1,7 +1,14 @@
-"""The PatchGAN discriminator of Pix2Pix (Isola et al., 2017, section 3.2.2, appendix 6.1.2)."""
+"""The PatchGAN discriminator of Pix2Pix (Isola et al., 2017, section 3.2.2, appendix 6.1.2).
+
+And one that came later, beside it: a discriminator that knows photos.
+"""
+
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from generator import initialise, norm_layer
 
@@ -18,6 +25,8 @@ class Discriminator(nn.Module):
         ndf: Channels of the first layer.
         n_layers_d: Number of layers of stride 2; each doubles the receptive field.
         norm: "instance", "batch", "batch_running" or "none".
+        photo_channels: Channels of the maps that a second discriminator beside this one judges,
+            ``projected``; without any there is none.
     """
 
     def __init__(
@@ -28,6 +37,7 @@ class Discriminator(nn.Module):
         ndf: int = 64,
         n_layers_d: int = 3,
         norm: str = "instance",
+        photo_channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         kernel = 4 if n_layers_d > 0 else 1
@@ -49,6 +59,9 @@ class Discriminator(nn.Module):
         layers.append(nn.Conv2d(channels, 1, kernel, stride=1, padding=padding))
         self.layers = nn.Sequential(*layers)
         initialise(self)
+        self.projected = None
+        if photo_channels:
+            self.projected = ProjectedDiscriminator(input_nc, photo_channels)
 
     @property
     def receptive_field(self) -> int:
@@ -80,3 +93,52 @@ class Discriminator(nn.Module):
             if isinstance(layer, nn.LeakyReLU) or number == len(self.layers):  # a block ends
                 maps.append(seen)
         return maps
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Judges a picture by its maps in a network that knows photos (arXiv 2111.01007).
+
+    It starts with eyes that a PatchGAN has to grow. Each map has a head of its own. Of its channels
+    a head sees 64 random mixtures, which never change, so that it cannot settle on a few.
+
+    Args:
+        input_nc: Channels of the input picture.
+        channels: Those of the network's maps.
+    """
+
+    def __init__(self, input_nc: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList()
+        for number, count in enumerate(channels):
+            mixture = torch.empty(64, count, 1, 1)
+            self.register_buffer(f"mixture_{number}", nn.init.kaiming_normal_(mixture))
+            self.heads.append(_head(64 + input_nc))
+
+    def forward(self, x: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Judge whether a picture is the real counterpart of ``x``.
+
+        Args:
+            x: Input pictures, (N, input_nc, H, W) in [-1, 1].
+            maps: Those of the real or generated outputs, (N, channels, h, w) each.
+
+        Returns:
+            Logits, (N, 1, h, w), for each map. Positive means real.
+        """
+        logits = []
+        for number, (found, head) in enumerate(zip(maps, self.heads, strict=True)):
+            seen = F.conv2d(found, self.get_buffer(f"mixture_{number}"))
+            seen = F.rms_norm(seen.movedim(1, -1), (seen.shape[1],)).movedim(-1, 1)
+            beside = F.adaptive_avg_pool2d(x, seen.shape[2:])
+            logits.append(head(torch.cat([seen, beside], dim=1)))
+        return logits
+
+
+def _head(channels: int) -> nn.Sequential:
+    """Return the layers that judge one map; spectral norm keeps them from becoming too sure."""
+    return nn.Sequential(
+        spectral_norm(nn.Conv2d(channels, 128, kernel_size=3, padding=1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(128, 128, kernel_size=3, padding=1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(128, 1, kernel_size=1)),
+    )

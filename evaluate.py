@@ -230,7 +230,7 @@ def _measures(translator: Translator, reader: Path | None, machine: Machine) -> 
     if network := score_network(machine.device):
         measures.append(FeatureDistances(network))
     else:
-        print("Without feature distances: pip install -r requirements-eval.txt to have them too.")
+        print("Without feature distances: pip install -r requirements.txt to have them too.")
     return measures
 
 

@@ -1,6 +1,7 @@
 """The U-Net generator of Pix2Pix (Isola et al., 2017, section 3.2.1 and appendix 6.1.1)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -79,6 +80,21 @@ class Up(nn.Sequential):
         )
 
 
+def refinement(input_nc: int, width: int, output_nc: int) -> nn.Sequential:
+    """Return two convolutions at full size: (N, width + input_nc, H, W) to (N, output_nc, H, W).
+
+    A transposed convolution of stride 2 paints even and odd pixels with different kernels, which
+    one sees as a grid of 2 px. These treat all pixels alike, and the input beside it has its edges
+    in place.
+    """
+    first = nn.Conv2d(width + input_nc, width, kernel_size=3, padding=1)
+    last = nn.Conv2d(width, output_nc, kernel_size=3, padding=1)
+    layers = nn.Sequential(first, nn.LeakyReLU(0.2), last)
+    initialise(layers)
+    nn.init.kaiming_normal_(first.weight, 0.2)  # no norm follows that would bring it to size
+    return layers
+
+
 class Generator(nn.Module):
     """U-Net: an encoder, a mirrored decoder, and skip connections between them.
 
@@ -98,6 +114,8 @@ class Generator(nn.Module):
         dropout: When dropout of 0.5 is active in the first three decoder blocks, the paper's only
             noise z: "none", "training", or "always", which is after ``eval()`` too (the paper).
         even_start: Whether to begin with ``even_out``.
+        refine: Whether the outermost block gives ngf / 4 maps (8 or more), from which
+            ``refinement`` makes the output.
         tanh: Whether outputs are pictures in [-1, 1]; if not, they are scores of any size.
         recompute: Whether the maps inside blocks are computed again for the gradients, which
             takes less memory and more time than keeping them.
@@ -114,6 +132,7 @@ class Generator(nn.Module):
         norm: str = "instance",
         dropout: str = "training",
         even_start: bool = False,
+        refine: bool = False,
         tanh: bool = True,
         recompute: bool = False,
     ) -> None:
@@ -140,11 +159,13 @@ class Generator(nn.Module):
             has_dropout = dropout != "none" and level > depth - 4
             self.decoder.append(Up(channels, widths[level - 1], norm=norm, dropout=has_dropout))
             channels = 2 * widths[level - 1]  # the skip connection brings as many
-        self.decoder.append(Up(channels, output_nc, norm="none"))
+        width = max(ngf // 4, 8) if refine else output_nc
+        self.decoder.append(Up(channels, width, norm="none"))
 
         initialise(self)
         if even_start:
             even_out(self.decoder)
+        self.refinement = refinement(input_nc, width, output_nc) if refine else None
 
     def train(self, mode: bool = True) -> "Generator":
         """Switch to training, or (``eval()``) to the behaviour at test that its settings say."""
@@ -169,7 +190,7 @@ class Generator(nn.Module):
         Returns:
             (N, output_nc, H, W) in [-1, 1], or scores; float32 in every precision.
         """
-        skips: list[Tensor] = []
+        seen, skips = x, []
         for down in self.encoder:
             x = self._run(down, x)  # (N, 64, H/2, W/2), ... (N, 512, 1, 1) at H = 256
             skips.append(x)
@@ -181,7 +202,10 @@ class Generator(nn.Module):
         # Half precision has too few digits for the values that become pixels.
         with torch.autocast(x.device.type, enabled=False):
             x = torch.cat([skips.pop(), x], dim=1).to(outermost[1].weight.dtype)  # float32
-            x = self._run(outermost, x)  # (N, 3, H, W)
+            x = self._run(outermost, x)  # (N, 3, H, W), or (N, 16, H, W) with refine
+            if self.refinement is not None:
+                x = torch.cat([F.leaky_relu(x, 0.2), seen], dim=1)
+                x = self._run(self.refinement, x)  # (N, 3, H, W)
             return torch.tanh(x) if self.tanh else x
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:

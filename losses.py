@@ -12,7 +12,6 @@ from torch import Tensor
 
 from config import Config
 from labels import SCORE_SCALE
-from scoring.photos import perceptual_network
 
 Losses = dict[str, Tensor]  # by name: scalars on the device
 
@@ -57,10 +56,7 @@ def target_losses(output: Tensor, y: Tensor, config: Config) -> Losses:
     """
     if config.is_label("target"):
         return {"loss_classes": class_loss(output, y)}
-    losses = {"l1": F.l1_loss(output, y)}
-    if config.lambda_perceptual:
-        losses["loss_perceptual"] = perceptual_loss(output, y)
-    return losses
+    return {"l1": F.l1_loss(output, y)}
 
 
 def loss_weights(config: Config) -> dict[str, float]:
@@ -71,6 +67,7 @@ def loss_weights(config: Config) -> dict[str, float]:
         "loss_features": config.lambda_features,
         "loss_classes": config.lambda_classes,
         "loss_perceptual": config.lambda_perceptual,
+        "loss_g_projected": config.lambda_projected,
         # What a teacher gives is a second target, and weighs as the first.
         "loss_taught": config.lambda_classes if config.is_label("target") else config.lambda_l1,
         "loss_maps": 10.0,  # of the teacher's inner maps; chosen on towns
@@ -107,24 +104,36 @@ def class_loss(scores: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(SCORE_SCALE * scores, y)
 
 
-def perceptual_loss(fake: Tensor, y: Tensor) -> Tensor:
-    """Return how much an output's maps differ from the target's in a network trained on photos.
+def perceptual_loss(real_photo: Sequence[Tensor], fake_photo: Sequence[Tensor]) -> Tensor:
+    """Return how much an output differs from its target as a network that knows photos sees them.
 
-    The L1 distance of early and middle maps over the mean size of the target's (after
-    arXiv 1603.08155), in EfficientNet-Lite0, whose package carries its weights.
+    The L1 distance of their maps over the mean size of the target's (after arXiv 1603.08155).
 
     Args:
-        fake: Outputs, (N, 1 or 3, H, W) in [-1, 1], H and W multiples of 32.
-        y: Targets, likewise.
-
-    Raises:
-        ValueError: The package is not installed.
+        real_photo: The network's maps of the target, (N, C, h, w) each, without gradients.
+        fake_photo: Those of the output.
     """
-    network = perceptual_network(fake.device)
-    with torch.no_grad():
-        real_maps = network.maps(y)
     distances = [
-        F.l1_loss(found.float(), real.float()) / real.float().abs().mean()
-        for found, real in zip(network.maps(fake), real_maps, strict=True)
+        F.l1_loss(fake.float(), real.float()) / real.float().abs().mean()
+        for real, fake in zip(real_photo, fake_photo, strict=True)
     ]
     return sum(distances) / len(distances)
+
+
+def projected_discriminator_loss(
+    real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]
+) -> Tensor:
+    """Return the hinge loss that a projected discriminator minimises, the mean of its heads'.
+
+    A logit beyond 1 for real, or -1 for fake, is sure enough and teaches no more.
+    """
+    losses = [
+        F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        for real, fake in zip(real_logits, fake_logits, strict=True)
+    ]
+    return sum(losses) / len(losses)
+
+
+def projected_loss(fake_logits: Sequence[Tensor]) -> Tensor:
+    """Return what the generator minimises against it: the more real an output seems, the lower."""
+    return -sum(logits.mean() for logits in fake_logits) / len(fake_logits)

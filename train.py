@@ -29,7 +29,10 @@ from losses import (
     discriminator_loss,
     feature_loss,
     loss_weights,
+    perceptual_loss,
     probability_of_real,
+    projected_discriminator_loss,
+    projected_loss,
     target_losses,
 )
 from machine.devices import Machine, cuda_graphed, machine_for
@@ -41,6 +44,7 @@ from run.checkpoints import Checkpoints
 from run.report import Report
 from run.sources import open_data
 from run.state import TrainingState, new_state
+from scoring.photos import loss_network
 
 
 # --- The step (section 3.3) ---
@@ -64,6 +68,10 @@ class Part:
     """Those that ``output`` stands for."""
     real_maps: list[Tensor] = field(default_factory=list)
     """The discriminator's maps of ``real``, kept for feature matching."""
+    real_photo: list[Tensor] = field(default_factory=list)
+    """Maps of ``real`` in the network that knows photos, where one is asked."""
+    fake_photo: list[Tensor] = field(default_factory=list)
+    """Those of ``fake``."""
     losses: Losses = field(default_factory=dict)
 
 
@@ -107,7 +115,21 @@ def translate_part(
         generator = partial(checkpoint, generator, use_reentrant=False)
     with machine.autocast:
         output = generator(x)
-    return Part(x, y, output, state.labels.decode_target(y), state.labels.decode_output(output, y))
+    part = Part(x, y, output, state.labels.decode_target(y), state.labels.decode_output(output, y))
+    if config.asks_photo_network:
+        look_at_part(part, config, machine)
+    return part
+
+
+def look_at_part(part: Part, config: Config, machine: Machine) -> None:
+    """Look at both pictures through a network that knows photos."""
+    look = loss_network(part.x.device).maps
+    with machine.autocast:
+        with torch.no_grad():
+            part.real_photo = look(part.real)
+        if config.accumulate > 1:  # as the generator's
+            look = partial(checkpoint, look, use_reentrant=False)
+        part.fake_photo = look(part.fake)
 
 
 def teach_discriminator(
@@ -120,10 +142,15 @@ def teach_discriminator(
         with machine.autocast:
             *real_maps, real_logits = discriminator.features(part.x, part.real)
             fake_logits = discriminator(part.x, part.fake.detach())
-            loss_d = discriminator_loss(real_logits, fake_logits, config.gan_mode)
+            part.losses["loss_d"] = discriminator_loss(real_logits, fake_logits, config.gan_mode)
+            if config.lambda_projected:
+                judge = partial(discriminator.projected, part.x)
+                fake_photo = [inner.detach() for inner in part.fake_photo]
+                loss = projected_discriminator_loss(judge(part.real_photo), judge(fake_photo))
+                part.losses["loss_d_projected"] = loss
+            loss_d = sum(part.losses.values())
         if config.lambda_features:
             part.real_maps = [inner.detach() for inner in real_maps]
-        part.losses["loss_d"] = loss_d
         part.losses["d_real"] = probability_of_real(real_logits, config.gan_mode)
         part.losses["d_fake"] = probability_of_real(fake_logits, config.gan_mode)
         state.scaler.scale(loss_d / len(parts)).backward()
@@ -144,6 +171,11 @@ def teach_generator(
                 *fake_maps, fake_logits = discriminator.features(part.x, part.fake)
                 terms["loss_g_gan"] = adversarial_loss(fake_logits, True, config.gan_mode)
             terms |= target_losses(part.output, part.y, config)
+            if config.lambda_perceptual:
+                terms["loss_perceptual"] = perceptual_loss(part.real_photo, part.fake_photo)
+            if config.lambda_projected:
+                logits = discriminator.projected(part.x, part.fake_photo)
+                terms["loss_g_projected"] = projected_loss(logits)
             if part.real_maps:
                 terms["loss_features"] = feature_loss(part.real_maps, fake_maps)
             if state.teacher is not None:

@@ -145,6 +145,7 @@ def build_generator(config: Config, sides: Sides) -> Generator:
         norm=config.norm,
         dropout=config.dropout,
         even_start=config.even_start,
+        refine=config.refine,
         tanh=not config.is_label("target"),
         recompute=config.recompute,
     )

@@ -33,6 +33,7 @@ class PairStore(Protocol):
         sizes: The original (height, width) of the input, of these.
         contents: A hash of the files of each pair by its key, or of each shard by its name.
         kinds: What the inputs are, and the targets.
+        is_stored: Whether they are kept as arrays, so that to read one is nearly free.
         notes: Remarks for the user; the one on pairs left out lists them below it.
     """
 
@@ -41,6 +42,7 @@ class PairStore(Protocol):
     sizes: list[tuple[int, int]]
     contents: dict[str, str]
     kinds: Kinds
+    is_stored: bool
     notes: list[str]
 
     def read(self, number: int) -> np.ndarray:
@@ -77,6 +79,8 @@ class PairsInShards:
     Raises:
         BadPictures: Naming those among these that cannot be used.
     """
+
+    is_stored = False
 
     def __init__(self, pairs: ShardedPairs, preparation: Preparation) -> None:
         self.pairs, self.preparation = pairs, preparation

@@ -55,9 +55,11 @@ def _from_outside(generator: Generator) -> dict[str, Tensor]:
     depth = len(generator.decoder)
     weights = {}
     for name, tensor in generator.state_dict().items():
-        side, level, layer = name.split(".", 2)
-        outer = int(level) if side == "encoder" else depth - 1 - int(level)
-        weights[f"{side} level {outer + 1} {layer}"] = tensor
+        side, level, *layer = name.split(".")
+        if side != "refinement":
+            outer = int(level) if side == "encoder" else depth - 1 - int(level)
+            name = f"{side} level {outer + 1} {'.'.join(layer)}"
+        weights[name] = tensor
     return weights
 
 

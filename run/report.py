@@ -1,4 +1,7 @@
-"""What a run shows people: the bar, the table, sample grids, curves, the page, TensorBoard."""
+"""What a run shows people: the bar, the table, sample grids, curves, the page, TensorBoard.
+
+The libraries that draw take a second to import, so only what uses them does.
+"""
 
 import csv
 import json
@@ -9,10 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from config import Config
@@ -61,7 +62,7 @@ class Report:
         self.table = self.folder / "metrics.csv"
         self.rows = [row for row in _read_table(self.table) if int(row["epoch"]) <= state.epoch]
         self.facts = data.facts(config)
-        self.board: SummaryWriter | None = None
+        self.board = None  # of TensorBoard, for the first process
         self._write_settings(state)
         self.bar = progress(
             initial=(state.epoch * data.steps_per_epoch + state.step) * config.batch_size,
@@ -83,6 +84,8 @@ class Report:
 
     @rank_zero_only
     def _write_settings(self, state: TrainingState) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         with _warning(self.folder):
             self.board = SummaryWriter(self.folder / "tensorboard", purge_step=state.epoch + 1)
             text = json.dumps(asdict(self.config), indent=2) + "\n"
@@ -200,6 +203,8 @@ def _warning(folder: Path) -> Iterator[None]:
 
 def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
     """Draw the columns of a table over its epochs, in panels of what belongs together."""
+    from matplotlib.figure import Figure
+
     panels = panels_of(name for row in rows for name in row)
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):

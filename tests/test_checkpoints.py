@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, ROOT, TINY, flags, script
+from conftest import CPU, PHOTOS, ROOT, TINY, flags, script
 from runs import assert_same, results
 
 from config import Config
@@ -345,7 +345,7 @@ def test_a_batch_larger_than_the_data_set(towns: Path):
 
 
 def test_stopping_and_going_on_is_the_same_run(towns: Path, monkeypatch: pytest.MonkeyPatch):
-    config = Config(dataset=str(towns), name="whole", **TINY)
+    config = Config(dataset=str(towns), name="whole", **TINY | PHOTOS)
     train(config)
     checks = iter([3, 9, 4, 12, 7])  # after so many steps and validated pairs of each part
     original, left = StopRequest.check, next(checks)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import script
 
+import recipes
 from config import Config, parse_command_line
 from recipes import PRESETS, describe, resolve
+from scoring import photos
 
 
 def test_default_is_the_paper_but_for_towns():
@@ -20,16 +22,38 @@ def test_default_is_the_paper_but_for_towns():
 
 
 def test_classes_are_learned_where_targets_have_a_known_palette():
-    classes, photos = (resolve(Config(dataset="maps", direction=d))[0] for d in ("AtoB", "BtoA"))
+    classes, pictures = (resolve(Config(dataset="maps", direction=d))[0] for d in ("AtoB", "BtoA"))
     assert (classes.labels, classes.lambda_l1, classes.lambda_classes) == ("target", 0, 20)
-    assert (photos.labels, photos.lambda_l1, photos.lambda_features) == ("none", 25, 10)
+    assert (pictures.labels, pictures.lambda_l1, pictures.lambda_features) == ("none", 25, 10)
     plain, _ = resolve(Config(dataset="maps", labels="none"))
     assert (plain.labels, plain.lambda_l1) == ("none", 25)
     paper, _ = resolve(Config(dataset="maps", recipe="paper"))
-    assert (paper.labels, paper.lambda_l1) == ("none", 100)
-    for loss in ("lambda_l1", "lambda_perceptual"):
+    assert (paper.labels, paper.lambda_l1, paper.asks_photo_network) == ("none", 100, False)
+    assert (pictures.lambda_perceptual, pictures.lambda_projected) == (10, 1)
+    assert (classes.asks_photo_network, plain.asks_photo_network) == (False, True)
+    for loss in ("lambda_l1", "lambda_perceptual", "lambda_projected"):
         with pytest.raises(ValueError, match=r"have no effect .*--labels none"):
             resolve(Config(dataset="maps", **{loss: 10}))
+
+
+def test_without_its_network_the_losses_for_photos_are_left_out_and_told(monkeypatch):
+    monkeypatch.setattr(recipes, "find_spec", lambda name: None)
+    config, origin = resolve(Config(dataset="photos"))
+    assert not config.asks_photo_network
+    assert origin["lambda_projected"].endswith("not installed: pip install -r requirements.txt")
+    typed, _ = resolve(Config(dataset="photos", lambda_perceptual=5.0))
+    assert (typed.lambda_perceptual, typed.lambda_projected) == (5, 0)
+    monkeypatch.setattr(photos, "find_spec", lambda name: None)
+    photos.loss_network.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install -r requirements\.txt, or set both to 0"):
+        photos.loss_network(torch.device("cpu"))
+
+
+def test_without_a_discriminator_no_loss_asks_one():
+    config, origin = resolve(Config(dataset="photos", gan_mode="none"))
+    assert not config.asks_photo_network and origin["lambda_perceptual"] == "gan_mode is none"
+    with pytest.raises(ValueError, match=r"lambda_projected 1.*set one of the two"):
+        Config(gan_mode="none", lambda_projected=1)
 
 
 def test_numbers_of_any_library_become_pythons_own():

@@ -4,6 +4,7 @@ import torch
 from reference import FOLDER, load_by_rule, picture
 
 from discriminator import Discriminator
+from losses import projected_discriminator_loss, projected_loss
 
 
 def test_parameter_count_of_the_reference_network():
@@ -46,3 +47,23 @@ def test_equal_to_the_authors_network():
         logits = network(picture(1, 3, 256, 0), picture(1, 3, 256, 1))
     expected = np.load(FOLDER / "patchgan70_batch.npz")
     np.testing.assert_allclose(logits.numpy(), expected[expected.files[0]], atol=1e-6, rtol=0)
+
+
+def test_a_projected_discriminator_learns_which_picture_belongs_to_its_input():
+    torch.manual_seed(0)
+    network = Discriminator(2, 3, ndf=2, photo_channels=(8, 5)).projected
+    brightness = torch.tensor([-3.0, -1.0, 1.0, 3.0])[:, None, None, None]
+    x = brightness + torch.randn(4, 2, 32, 32)
+    real = [brightness + torch.randn(4, *shape) for shape in ((8, 16, 16), (5, 4, 4))]
+    fake = [found.roll(1, dims=0) for found in real]
+    mixtures = [found.clone() for found in network.buffers() if found.ndim == 4]
+    adam = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for _ in range(60):
+        adam.zero_grad()
+        projected_discriminator_loss(network(x, real), network(x, fake)).backward()
+        adam.step()
+    assert [logits.shape for logits in network(x, real)] == [(4, 1, 16, 16), (4, 1, 4, 4)]
+    assert projected_loss(network(x, fake)) > projected_loss(network(x, real)) + 0.5
+    assert all(map(torch.equal, mixtures, (b for b in network.buffers() if b.ndim == 4)))
+    louder = [found * 100 for found in real]  # what counts is what a place holds, not how much
+    torch.testing.assert_close(network(x, louder), network(x, real), atol=1e-3, rtol=1e-3)

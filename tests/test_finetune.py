@@ -59,10 +59,11 @@ def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
     assert "encoder level 4" in line and "encoder level 1" not in line
     grey = fresh_state(input_nc=1)
     line = started(grey, "checkpoints/a/latest.pt")
-    assert differing(grey.generator, before | {"encoder.0.1.weight": torch.zeros(1)}) == [
-        "encoder.0.1.weight"
-    ]
-    assert "drawn anew: encoder level 1 1.weight; the discriminator is new" in line
+    sees_input = ("encoder.0.1.weight", "refinement.0.weight")
+    differ = differing(grey.generator, before | dict.fromkeys(sees_input, torch.zeros(1)))
+    assert differ == [*sees_input]
+    said = "drawn anew: encoder level 1 1.weight, refinement.0.weight; the discriminator is new"
+    assert said in line
 
 
 def test_a_generator_of_classes_can_learn_colours(towns: Path):
@@ -73,7 +74,7 @@ def test_a_generator_of_classes_can_learn_colours(towns: Path):
     torch.save(content | Facts(config, known_sides(config)).as_saved(), "classes.pt")
     state = fresh_state()
     line = started(state, "classes.pt")
-    assert "drawn anew: decoder level 1 1.weight, decoder level 1 1.bias; the disc" in line
+    assert "drawn anew: refinement.2.weight, refinement.2.bias; the disc" in line
     again = fresh_state(dataset="towns")
     assert "drawn anew" not in started(again, "classes.pt")
 

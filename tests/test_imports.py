@@ -12,7 +12,7 @@ ALLOWED = {
     "generator": "",
     "discriminator": "generator",
     "labels": "pictures",
-    "losses": "config labels scoring",
+    "losses": "config labels",
     "recipes": "config pictures",
     "dataset": "config machine pictures",
     "authors": "config generator recipes",
@@ -24,7 +24,7 @@ ALLOWED = {
     "web": "machine pictures scoring",
     "run": "config dataset discriminator generator labels losses machine pictures recipes samples"
     " scoring utils web",
-    "train": "config dataset losses machine pictures recipes run",
+    "train": "config dataset losses machine pictures recipes run scoring",
     "evaluate": "config dataset machine pictures recipes run scoring utils web",
     "compare": "machine pictures scoring web",
     "translate": "dataset machine pictures utils",

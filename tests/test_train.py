@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, flags, script
+from conftest import PHOTOS, TINY, flags, script
 from reference import FOLDER, load_by_rule, picture
 from runs import assert_same, results
 from torch import Tensor
@@ -207,7 +207,7 @@ def test_the_loop_reads_the_device_only_at_the_log_interval(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"labels": "input", "direction": "BtoA"}, {"direction": "BtoA"}, {"gan_mode": "none"}],
+    [{}, {"labels": "input", "direction": "BtoA"}, PHOTOS, {"gan_mode": "none"}],
     ids=str,
 )
 def test_a_step_copies_nothing_to_the_device_and_so_can_be_recorded(settings: dict):

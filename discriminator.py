@@ -103,7 +103,7 @@ class ProjectedDiscriminator(nn.Module):
 
     Args:
         input_nc: Channels of the input picture.
-        channels: Those of the network's maps.
+        channels: Those of the maps that are judged, the last ones of the network's.
     """
 
     def __init__(self, input_nc: int, channels: Sequence[int]) -> None:
@@ -125,9 +125,11 @@ class ProjectedDiscriminator(nn.Module):
             Logits, (N, 1, h, w), for each map. Positive means real.
         """
         logits = []
-        for number, (found, head) in enumerate(zip(maps, self.heads, strict=True)):
-            seen = F.conv2d(found, self.get_buffer(f"mixture_{number}"))
-            seen = F.rms_norm(seen.movedim(1, -1), (seen.shape[1],)).movedim(-1, 1)
+        judged = maps[len(maps) - len(self.heads) :]
+        for number, (found, head) in enumerate(zip(judged, self.heads, strict=True)):
+            seen = F.conv2d(found, self.get_buffer(f"mixture_{number}")).float()
+            # What a place holds counts, not how much of it.
+            seen = seen * (seen.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
             beside = F.adaptive_avg_pool2d(x, seen.shape[2:])
             logits.append(head(torch.cat([seen, beside], dim=1)))
         return logits

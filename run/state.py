@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -15,6 +15,7 @@ from discriminator import Discriminator
 from generator import Generator
 from labels import Labels
 from machine.devices import Machine
+from machine.products import use_products
 from pictures.sides import Sides
 from run.teacher import Teacher
 from scoring.photos import loss_network
@@ -148,7 +149,10 @@ def new_state(
         ValueError: The network of lambda_perceptual and lambda_projected is missing, or the
             teacher does not fit.
     """
-    photo_channels = loss_network(machine.device).channels if config.asks_photo_network else ()
+    photo_channels: Sequence[int] = ()
+    if config.asks_photo_network:  # that it is missing is better known now
+        # The outermost map is as large as all others together, and knows no more than a PatchGAN.
+        photo_channels = loss_network(machine.device).channels[1:]
     torch.manual_seed(config.seed)
     labels = labels_of(config, sides).to(machine.device)
     generator = build_generator(config, sides).to(machine.device)
@@ -169,6 +173,8 @@ def new_state(
     if config.compile:  # after the average was copied, which is never compiled
         machine.compile(generator, "forward")
         machine.compile(discriminator, "features")
+    elif machine.device.type == "cpu" and config.recipe != "paper":  # which stays bit for bit
+        use_products(generator)
     # One fused kernel reads and writes the 57 million parameters once.
     adam = {"lr": config.lr, "betas": (config.beta1, 0.999), "fused": True}
     return TrainingState(

@@ -17,7 +17,7 @@ from recipes import known_sides, resolve
 from run.state import new_state
 from scoring import photos
 from scoring.scores import count_classes, score_labelled, score_picture
-from train import train, update_ema
+from train import EMA_EVERY, train, update_ema
 from utils import Facts, Translator
 
 COLOURS = list(TOWNS.values())
@@ -133,12 +133,14 @@ def test_the_average_follows_and_forgets_its_beginning():
     config, _ = resolve(Config(dataset="x", **TINY))
     state = new_state(config, known_sides(config), choose_machine("cpu", "fp32"))
     expected = copy.deepcopy(state.average.state_dict())
-    for step in range(1, 5):
+    for step in range(1, 3 * EMA_EVERY):
         with torch.no_grad():
             for parameter in state.generator.parameters():
                 parameter.add_(step)
         update_ema(state, 0.999, step)
-        decay = (1 + step) / (10 + step)
+        if step % EMA_EVERY:
+            continue
+        decay = ((1 + step) / (10 + step)) ** EMA_EVERY
         now = dict(state.generator.named_parameters())
         expected = {n: decay * mean + (1 - decay) * now[n] for n, mean in expected.items()}
     assert all(torch.allclose(mean, expected[n]) for n, mean in state.average.named_parameters())

@@ -210,7 +210,9 @@ def _frames(
             elif last is not None:  # cut films may go back in time, which none may be written with
                 pts = max(pts, last + 1)
             last = pts
-            yield Frame(_shown(frame), pts, frame.duration or 0)
+            with _explaining(path):
+                picture = _shown(frame)
+            yield Frame(picture, pts, frame.duration or 0)
 
 
 def _matrix(frame: "VideoFrame") -> np.ndarray:

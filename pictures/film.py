@@ -64,7 +64,7 @@ class Frame(NamedTuple):
     """One picture of a film."""
 
     picture: Image.Image
-    """As it is shown: upright, RGB or RGBA of 8 bits."""
+    """As it is shown, of the film's ``size``: upright, RGB or RGBA of 8 bits."""
     pts: int
     """When it is shown, in the film's ``time_base``; later than the frame before."""
     duration: int
@@ -165,12 +165,13 @@ def _film_of(path: Path, container: "InputContainer", video: "VideoStream") -> F
     seconds = (container.duration or 0) / 1_000_000
     aspect = video.sample_aspect_ratio or None
     others = tuple(s for s in container.streams if s.type in NAMED and s.codec_context)
+    size = _shown(first).size
     return Film(
-        size=_shown(first).size,
+        size=size,
         time_base=video.time_base,
         rate=rate,
         n_frames=video.frames or round(seconds * rate) or None,
-        frames=lambda pass_on: _frames(path, container, (video, *others), pass_on),
+        frames=lambda pass_on: _frames(path, container, (video, *others), size, pass_on),
         aspect=1 / aspect if aspect and _is_on_its_side(_matrix(first)) else aspect,
         others=others,
         hdr=HDR.get(first.color_trc, ""),
@@ -189,7 +190,11 @@ def _first_frame(path: Path) -> "VideoFrame":
 
 
 def _frames(
-    path: Path, container: "InputContainer", streams: "tuple[Stream, ...]", pass_on: PassOn
+    path: Path,
+    container: "InputContainer",
+    streams: "tuple[Stream, ...]",
+    size: tuple[int, int],
+    pass_on: PassOn,
 ) -> Iterator[Frame]:
     video, last = streams[0], None
     step = max(1, round(1 / (video.time_base * (video.average_rate or 25))))
@@ -212,7 +217,8 @@ def _frames(
             last = pts
             with _explaining(path):
                 picture = _shown(frame)
-            yield Frame(picture, pts, frame.duration or 0)
+            # Some films change their size, as those of calls do.
+            yield Frame(picture.resize(size), pts, frame.duration or 0)
 
 
 def _matrix(frame: "VideoFrame") -> np.ndarray:
@@ -348,7 +354,7 @@ class FilmWriter:
         Raises:
             FilmError: It cannot be compressed or written.
         """
-        video = self._compressible(picture.convert("RGB").resize(self.film.size))
+        video = self._compressible(picture.convert("RGB"))
         video.pts, video.duration = frame.pts, frame.duration
         video.time_base = self.film.time_base
         self.durations[frame.pts] = frame.duration

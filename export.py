@@ -72,6 +72,11 @@ def export(
         size = write_safetensors(load_generator(checkpoint, device="cpu"), output)
         print(f"{output}: {size:.1f} MB")
         return
+    export_graph(checkpoint, output, precision)
+
+
+def export_graph(checkpoint: Path, output: Path, precision: Precision | None = None) -> None:
+    """Write a generator as ONNX, or where ``output`` has no suffix as a page, see ``export``."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ValueError(
             f"The export needs {', '.join(missing)}; pip install -r requirements-export.txt"

@@ -1,6 +1,7 @@
 """Translate pictures of any size, and films: ``python translate.py CHECKPOINT INPUT OUTPUT``.
 
-In a notebook ``translate(load_generator(CHECKPOINT), picture)``: on a CPU the same, bit for bit.
+In a notebook ``translate(load_generator(CHECKPOINT), picture)``: on a CPU the same, bit for bit;
+for films ``translate_film(load_generator(CHECKPOINT), "film.mp4", "out.mp4")``.
 """
 
 import math
@@ -38,7 +39,7 @@ from utils import Translator, load_generator, testing
 
 TILE = 1024  # pixels; a multiple of what every generator takes
 # So many frames of a film are translated at once where they are small: a CPU needs a third less
-# time at 128 px, a sixth at 256. Larger ones gain nothing and take memory.
+# time at 128 px, a sixth at 256. Larger ones gain little and take memory.
 TOGETHER, TOGETHER_PIXELS = 4, 256 * 256
 EXPECTED = 0.9  # of the frames that a film seems to have; some say only how long they last
 
@@ -341,7 +342,7 @@ def _say_what_was_done(translator: Translator, seen: dict[str, int], options: Op
 
 # --- Films ---
 def translate_film(
-    translator: Translator, source: Path, output: Path, options: Options = DEFAULTS
+    translator: Translator, source: str | Path, output: str | Path, options: Options = DEFAULTS
 ) -> None:
     """Translate a film or an animation; its size, its times and its sound stay.
 
@@ -359,6 +360,7 @@ def translate_film(
             damaged further on is translated up to there.
         Interrupted: A signal asked to stop; the output holds what was done.
     """
+    source, output = Path(source), Path(output)
     _check_film(source, output, translator.sides.target, options)
     make_folder(output.parent)
     early: Interrupted | ValueError | None = None
@@ -463,7 +465,8 @@ def translate_files(
     """Translate a picture, a folder of pictures, those that a quoted pattern names, or a film.
 
     Args:
-        checkpoint: generator.pt of a run, or latest_net_G.pth of the authors' PyTorch port.
+        checkpoint: generator.pt of a run, a file of safetensors from export.py, or
+            latest_net_G.pth of the authors' PyTorch port.
         source: A picture, a folder (the tree below it is kept), a pattern ("photos/*.jpg"), or a
             film (.mp4, .mkv, .mov, .webm, .gif, .webp).
         output: File for one picture or film, folder for several pictures.
@@ -483,7 +486,7 @@ def translate_files(
         if skip_existing and output.exists():
             print(f"{output} exists; {source} is left out")
         else:
-            translate_film(translator, Path(source), output, options)
+            translate_film(translator, source, output, options)
         return 0
     suffix = suffix or _usual_suffix(translator.sides.target)
     jobs = _jobs_left(source, output, suffix, samples, skip_existing)

@@ -147,7 +147,7 @@ def _explaining(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         raise FilmError(
             f"{path} cannot be read as a film ({_reason(error)}); expected a whole film or "
             f"animation, such as {', '.join(FORMS)}."

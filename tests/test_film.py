@@ -16,7 +16,7 @@ from test_translate import made, run
 
 import pictures.film
 import translate
-from pictures.film import Film, FilmError, FilmWriter, Frame, opened_film, written_film
+from pictures.film import FilmError, FilmWriter, Frame, opened_film, written_film
 from pictures.sides import Side, Sides
 from translate import Options, translate_film
 from utils import Translator, load_generator
@@ -40,6 +40,8 @@ def film(
     codec: str = "libx264",
     sound: str = "",
     turned: int = 0,
+    aspect: Fraction = Fraction(1),
+    curve: int = 1,
 ) -> Path:
     """Write a film by PyAV alone, ``turned`` counterclockwise in degrees when it is shown."""
     with av.open(path, "w") as container:
@@ -49,6 +51,8 @@ def film(
         stream.pix_fmt = "yuv444p" if size[0] % 2 and codec == "libx264" else "yuv420p"
         stream.codec_context.time_base = time_base
         stream.codec_context.colorspace = 1
+        stream.codec_context.sample_aspect_ratio = aspect
+        stream.codec_context.color_trc = curve
         stream.set_display_rotation(turned)
         voice = container.add_stream(sound, rate=RATE) if sound else None
         for number, time in enumerate(pts):
@@ -167,17 +171,12 @@ def test_films_held_sideways_are_seen_upright(turned: int):
     assert nearly(shown[0], upright)
 
 
-def test_the_shape_of_pixels_is_kept():
-    source = film("film.mp4", [0], size=(48, 32), turned=90)
-    with opened_film(source) as opened:
-        wide = Film(**vars(opened) | {"aspect": Fraction(3, 4)})
-        with written_film(Path("out.mkv"), wide) as writer:
-            for frame in wide.frames(writer.pass_on):
-                writer.add(frame.picture, frame)
-    with av.open("out.mkv") as container:
-        assert container.streams.video[0].sample_aspect_ratio == Fraction(3, 4)
-    with opened_film(Path("out.mkv")) as opened:
-        assert opened.aspect == Fraction(3, 4)
+@pytest.mark.parametrize(("turned", "aspect"), [(0, Fraction(3, 4)), (90, Fraction(4, 3))])
+def test_the_shape_of_pixels_is_kept(negative: Translator, turned: int, aspect: Fraction):
+    source = film("film.mp4", [0], size=(48, 32), turned=turned, aspect=Fraction(3, 4))
+    translate_film(negative, source, Path("out.mp4"))
+    with av.open("out.mp4") as container:
+        assert container.streams.video[0].sample_aspect_ratio == aspect
 
 
 def test_sound_that_the_container_cannot_hold(
@@ -189,6 +188,9 @@ def test_sound_that_the_container_cannot_hold(
     with av.open("out.webm") as container:
         assert container.streams.audio[0].codec_context.name == "opus"
         assert abs(container.duration - 1_040_000) < 50_000
+    translate_film(negative, Path("out.webm"), Path("out.mov"))
+    with av.open("out.mov") as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
     translate_film(negative, source, Path("out.gif"))
     assert "its sound (aac) was left out" in capsys.readouterr().out
 
@@ -331,6 +333,23 @@ def test_what_is_no_film(name: str, content: bytes | None, message: str):
     with pytest.raises((FilmError, OSError), match=message):
         translate_film(load_generator(made()), Path(name), Path("out.mp4"))
     assert not Path("out.mp4").exists()
+
+
+def test_sound_alone_is_no_film():
+    with av.open("sound.mp4", "w") as container:
+        voice = container.add_stream("aac", rate=RATE)
+        heard = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), "s16", "mono")
+        heard.sample_rate = RATE
+        container.mux([*voice.encode(heard), *voice.encode(None)])
+    with pytest.raises(FilmError, match=r"sound\.mp4 holds no moving pictures"):
+        translate_film(load_generator(made()), Path("sound.mp4"), Path("out.mp4"))
+
+
+def test_colours_that_8_bits_do_not_hold_are_told(
+    negative: Translator, capsys: pytest.CaptureFixture[str]
+):
+    translate_film(negative, film("film.mp4", [0], curve=16), Path("out.mp4"))
+    assert "film.mp4 is an HDR film (PQ), whose colours look pale" in capsys.readouterr().out
 
 
 def test_settings_that_cannot_be(monkeypatch: pytest.MonkeyPatch):

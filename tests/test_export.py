@@ -20,13 +20,7 @@ from config import Config
 from recipes import known_sides, resolve
 from train import train
 from translate import translate_files
-from utils import (
-    CheckpointError,
-    Facts,
-    Translator,
-    build_generator,
-    load_generator,
-)
+from utils import CheckpointError, Facts, Translator, build_generator, load_generator
 
 
 def checkpoint(**settings: object) -> Path:

@@ -1,6 +1,7 @@
-"""Write a generator as ONNX, or as a page to draw on that runs it in a browser.
+"""Write a generator as ONNX, as safetensors, or as a page to draw on that runs it in a browser.
 
 python export.py checkpoints/NAME/generator.pt OUTPUT.onnx
+python export.py checkpoints/NAME/generator.pt OUTPUT.safetensors
 python export.py checkpoints/NAME/generator.pt FOLDER
 """
 
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
+import safetensors.torch
 import torch
 import tyro
 from PIL import Image
@@ -26,7 +28,7 @@ from machine.disk import make_folder, whole_file
 from machine.processes import check_alone
 from machine.stopping import run_script
 from run.sources import open_pairs, split_of
-from utils import Translator, load_generator
+from utils import CHECKSUM, FACTS, Translator, checksum_of, load_generator
 from web.drawing import write_drawing_page
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -42,7 +44,7 @@ def export(
     output: Annotated[Path, tyro.conf.Positional],
     precision: Precision | None = None,
 ) -> None:
-    """Write a trained generator as ONNX, or as a page that runs it, for use without PyTorch.
+    """Write a trained generator as ONNX, as a page that runs it, or as safetensors.
 
     The graph takes ``input``, float32 (N, channels, H, W) in [-1, 1], H and W multiples of
     2^depth, and gives ``output``, likewise; its metadata say which range of the files' numbers
@@ -52,23 +54,38 @@ def export(
     The page is for drawing, or giving a picture, and watching the output. It needs no server and
     no network: open the index.html in its folder.
 
+    Safetensors is for giving a generator away: it holds the weights to the last bit and the
+    settings, and no code can hide in it. All that reads generator.pt reads it, too.
+
     Args:
-        checkpoint: generator.pt or latest.pt of a run, or latest_net_G.pth of the authors' port.
-        output: File to write, NAME.onnx (over 2 GB, NAME.onnx.data beside it holds the weights),
-            or folder of the page.
+        checkpoint: generator.pt or latest.pt of a run, a file of safetensors, or latest_net_G.pth
+            of the authors' port.
+        output: File to write, NAME.onnx (over 2 GB, NAME.onnx.data beside it holds the weights)
+            or NAME.safetensors, or folder of the page.
         precision: fp32 (default of a file), fp16 (of a page; half as large), or int8 (a quarter;
             it needs the pairs of the training, to see how large the values become).
     """
+    output = Path(output)
+    if output.suffix == ".safetensors":
+        if precision not in (None, "fp32"):
+            raise ValueError(f"Safetensors are written as they are; leave out {precision}.")
+        size = write_safetensors(load_generator(checkpoint, device="cpu"), output)
+        print(f"{output}: {size:.1f} MB")
+        return
+    export_graph(checkpoint, output, precision)
+
+
+def export_graph(checkpoint: Path, output: Path, precision: Precision | None = None) -> None:
+    """Write a generator as ONNX, or where ``output`` has no suffix as a page, see ``export``."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ValueError(
             f"The export needs {', '.join(missing)}; pip install -r requirements-export.txt"
         )
-    output = Path(output)
     is_page = not output.suffix
     if not is_page and output.suffix != ".onnx":
         raise ValueError(
-            f"{output} does not end in .onnx; name the file to write NAME.onnx, or a folder for "
-            "a page to draw on."
+            f"{output} does not end in .onnx; name the file to write NAME.onnx or "
+            "NAME.safetensors, or a folder for a page to draw on."
         )
     precision = precision or ("fp16" if is_page else "fp32")
     translator = load_generator(checkpoint, device="cpu")
@@ -87,6 +104,26 @@ def export(
         else:
             size = publish(graph, output)
     print(f"{output}: {size:.1f} MB, {difference}")
+
+
+def write_safetensors(translator: Translator, output: Path) -> float:
+    """Write a generator on the CPU, its settings in the file's metadata; return its MB.
+
+    Raises:
+        ValueError: It is from the authors' code, whose files tell no settings.
+        OSError: The file cannot be written.
+    """
+    if translator.config.dataset == "unknown":
+        raise ValueError(
+            "Generators of the authors' port have no settings to write; use their file as it is."
+        )
+    weights = {n: tensor.contiguous() for n, tensor in translator.generator.state_dict().items()}
+    facts = json.dumps(translator.facts.as_saved())
+    metadata = {"format": "pt", FACTS: facts, CHECKSUM: checksum_of(weights)}
+    content = safetensors.torch.save(weights, metadata)
+    with whole_file(output) as draft:
+        draft.write_bytes(content)
+    return len(content) / 1e6
 
 
 def publish(graph: Path, output: Path) -> float:

@@ -1,16 +1,18 @@
-"""Translate pictures of any size: ``python translate.py CHECKPOINT INPUT OUTPUT``.
+"""Translate pictures of any size, and films: ``python translate.py CHECKPOINT INPUT OUTPUT``.
 
-In a notebook ``translate(load_generator(CHECKPOINT), picture)``: on a CPU the same, bit for bit.
+In a notebook ``translate(load_generator(CHECKPOINT), picture)``: on a CPU the same, bit for bit;
+for films ``translate_film(load_generator(CHECKPOINT), "film.mp4", "out.mp4")``.
 """
 
 import math
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,9 +27,10 @@ from machine.devices import Machine, choose_machine
 from machine.disk import make_folder
 from machine.processes import check_alone
 from machine.progress import progress
-from machine.stopping import is_out_of_memory, run_script
+from machine.stopping import Interrupted, StopRequest, is_out_of_memory, run_script
 from pictures.decode import Picture, PictureError, Reading, decode, read_picture
 from pictures.encode import HOLDS, as_opened, can_hold
+from pictures.film import FORMS, Film, FilmWriter, Frame, is_film, opened_film, written_film
 from pictures.jobs import Job, ahead, find_jobs, left_out, save
 from pictures.pairs import SQUARE, cut, resize
 from pictures.palettes import numbered, share_unknown
@@ -35,6 +38,10 @@ from pictures.sides import OWN_RANGES, SCALABLE, Kind, Side, misfit, to_kind
 from utils import Translator, load_generator, testing
 
 TILE = 1024  # pixels; a multiple of what every generator takes
+# So many frames of a film are translated at once where they are small: a CPU needs a third less
+# time at 128 px, a sixth at 256. Larger ones gain little and take memory.
+TOGETHER, TOGETHER_PIXELS = 4, 256 * 256
+EXPECTED = 0.9  # of the frames that a film seems to have; some say only how long they last
 
 
 class UnlikeError(ValueError):
@@ -126,22 +133,33 @@ def translate_decoded(
     translator: Translator, picture: Picture, options: Options, seed: int | None = None
 ) -> Picture:
     """Translate a picture that is decoded already, see ``translate``."""
+    return translate_together(translator, [picture], options, seed)[0]
+
+
+def translate_together(
+    translator: Translator, pictures: Sequence[Picture], options: Options, seed: int | None = None
+) -> list[Picture]:
+    """Translate decoded pictures of one size in one batch, see ``translate``."""
     config, (source, target) = translator.config, translator.sides
     _check_tile(options.tile, translator.multiple)
-    ready = _scaled(_as_trained(picture, source), translator, options)
-    padded = torch.from_numpy(_padded(ready, translator.multiple)).movedim(2, 0)[None]
+    ready = [_scaled(_as_trained(one, source), translator, options) for one in pictures]
+    padded = np.stack([_padded(pixels, translator.multiple) for pixels in ready])
     # Half precision has errors that more than 8 bits would show.
     usual = config.precision if target.dtype == "uint8" else "fp32"
     device = next(translator.parameters()).device
     machine = choose_machine(device, options.precision or usual)
     with _seeded(translator, seed):
-        fake = _apply(translator, padded, options.tile, machine)[0]  # (channels, H, W)
-    if not fake.isfinite().all():
+        batch = torch.from_numpy(padded).movedim(3, 1)
+        fakes = _apply(translator, batch, options.tile, machine)  # (N, channels, H, W)
+    if not fakes.isfinite().all():
         raise UnlikeError("the output for it is not finite; the checkpoint is damaged")
-    output = denormalise(_unpadded(fake, ready.shape), target)
     nearest = target.is_exact or config.nearest in ("target", "both")
-    output = resize(output, picture.pixels.shape, nearest)
-    return _as_target(output, picture, target, options)
+    outputs = []
+    for fake, picture in zip(fakes, pictures, strict=True):
+        output = denormalise(_unpadded(fake, ready[0].shape), target)
+        output = resize(output, picture.pixels.shape, nearest)
+        outputs.append(_as_target(output, picture, target, options))
+    return outputs
 
 
 def _as_target(output: np.ndarray, picture: Picture, target: Side, options: Options) -> Picture:
@@ -322,6 +340,117 @@ def _say_what_was_done(translator: Translator, seen: dict[str, int], options: Op
         )
 
 
+# --- Films ---
+def translate_film(
+    translator: Translator, source: str | Path, output: str | Path, options: Options = DEFAULTS
+) -> None:
+    """Translate a film or an animation; its size, its times and its sound stay.
+
+    Each frame is translated as if it were the only one, with the same noise: what stands still in
+    the film does so in the output.
+
+    Args:
+        translator: From ``load_generator``.
+        source: Any film that PyAV reads, or an animated WebP.
+        output: A name that is still free, whose suffix is one of FORMS.
+        options: How the frames are translated.
+
+    Raises:
+        ValueError, OSError: The film, the output or the options cannot be used. A film that is
+            damaged further on is translated up to there.
+        Interrupted: A signal asked to stop; the output holds what was done.
+    """
+    source, output = Path(source), Path(output)
+    _check_film(source, output, translator.sides.target, options)
+    make_folder(output.parent)
+    early: Interrupted | ValueError | None = None
+    with opened_film(source) as film, written_film(output, film) as writer:
+        if film.hdr:
+            print(f"{source} is an HDR film ({film.hdr}), whose colours look pale in 8 bits")
+        try:
+            _translate_frames(translator, film, writer, f"of {source}", options)
+        except (Interrupted, ValueError) as error:
+            if not writer.n_frames:
+                raise
+            early = error  # what is done is worth keeping
+    _say_how_a_film_ended(source, output, writer, early)
+
+
+def _translate_frames(
+    translator: Translator, film: Film, writer: FilmWriter, source: str, options: Options
+) -> None:
+    frames, at_once = film.frames(writer.pass_on), _frames_at_once(translator, film.size)
+    shown = {"desc": "translating", "total": film.n_frames, "unit": "frame"}
+    with StopRequest() as stop, progress(frames, **shown) as bar:
+        for group in stop.watch(_grouped(bar, at_once)):
+            name = f"frame {writer.n_frames + 1} {source}"
+            outputs = _translated_together(translator, group, name, options)
+            for frame, picture in zip(group, outputs, strict=True):
+                writer.add(picture, frame)
+
+
+def _frames_at_once(translator: Translator, size: tuple[int, int]) -> int:
+    generator = translator.generator
+    # Then a frame would depend on those beside it, and on its place among them.
+    is_mixing = generator.norm == "batch" or generator.dropout == "always"
+    return 1 if is_mixing or math.prod(size) > TOGETHER_PIXELS else TOGETHER
+
+
+def _grouped(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
+    frames = iter(frames)
+    while group := list(islice(frames, count)):
+        yield group
+
+
+def _translated_together(
+    translator: Translator, frames: Sequence[Frame], name: str, options: Options
+) -> list[Image.Image]:
+    """Translate frames of one size; an error calls the first of them ``name``."""
+    reading = reading_of(translator, options)
+    decoded = [decode(frame.picture, name, reading) for frame in frames]
+    try:
+        outputs = translate_together(translator, decoded, options)
+    except UnlikeError as error:
+        raise PictureError({Path(name): str(error)}) from error
+    # Classes without colours are shown in those by which Pillow would paint them.
+    return [as_opened(replace(one, index="P") if one.index else one) for one in outputs]
+
+
+def _check_film(source: Path, output: Path, side: Side, options: Options) -> None:
+    """Refuse what cannot become a film, or would write over something."""
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is no file; expected a film to translate to {output}.")
+    if not is_film(output):
+        raise ValueError(f"{output} cannot hold a film; end it in {', '.join(FORMS)}.")
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} exists, and films are not written over; remove it first.")
+    kind = Kind(side.channels, side.dtype, side.index)
+    if not side.index and (side.dtype != "uint8" or side.channels not in (1, 3)):
+        raise ValueError(
+            f"Films have 8 bits of grey or colour, and the outputs {kind}; save the frames as "
+            "pictures and translate those."
+        )
+    if options.alpha == "keep":
+        raise ValueError("Films are drawn over white; leave out --alpha keep.")
+
+
+def _say_how_a_film_ended(
+    source: Path, output: Path, writer: FilmWriter, early: Interrupted | ValueError | None
+) -> None:
+    for remark in writer.remarks:
+        print(f"{source}: {remark}")
+    if early is None:
+        print(f"{writer.n_frames} frames translated to {output}")
+        expected = writer.film.n_frames or 0
+        if writer.n_frames < EXPECTED * expected:
+            print(f"{source} seems to be of {expected} frames; is the file whole?")
+        return
+    held = f"{output} holds the first {writer.n_frames} frames"
+    if isinstance(early, Interrupted):
+        raise Interrupted(f"Stopped; {held}. Remove it to start over.", early.signum)
+    raise ValueError(f"{early}\n{held}.") from early
+
+
 # --- The script ---
 def translate_files(
     checkpoint: Annotated[Path, tyro.conf.Positional],
@@ -333,22 +462,32 @@ def translate_files(
     skip_existing: bool = False,
     device: str = "auto",
 ) -> int:
-    """Translate a picture, a folder of pictures, or those that a quoted pattern names.
+    """Translate a picture, a folder of pictures, those that a quoted pattern names, or a film.
 
     Args:
-        checkpoint: generator.pt of a run, or latest_net_G.pth of the authors' PyTorch port.
-        source: A picture, a folder (the tree below it is kept), or a pattern ("photos/*.jpg").
-        output: File for one picture, folder for several.
+        checkpoint: generator.pt of a run, a file of safetensors from export.py, or
+            latest_net_G.pth of the authors' PyTorch port.
+        source: A picture, a folder (the tree below it is kept), a pattern ("photos/*.jpg"), or a
+            film (.mp4, .mkv, .mov, .webm, .gif, .webp).
+        output: File for one picture or film, folder for several pictures.
         options: How pictures are translated.
         samples: Outputs a picture, with dropout on (the paper's noise z) and seeded; 0: one, plain.
         suffix: Format of the outputs in a folder; if not given, .png where that holds them.
-        skip_existing: Leave out pictures whose outputs exist.
+        skip_existing: Leave out pictures, or the film, whose outputs exist.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
 
     Returns:
         How many pictures could not be translated.
     """
     translator = load_generator(checkpoint, device)
+    if _means_film(source, output):
+        if samples or suffix:
+            raise ValueError("A film has one output, named whole; leave out --samples, --suffix.")
+        if skip_existing and output.exists():
+            print(f"{output} exists; {source} is left out")
+        else:
+            translate_film(translator, source, output, options)
+        return 0
     suffix = suffix or _usual_suffix(translator.sides.target)
     jobs = _jobs_left(source, output, suffix, samples, skip_existing)
     _check_formats(jobs, translator.sides.target)
@@ -357,6 +496,12 @@ def translate_files(
     if failed:
         print(f"{len(failed)} could not be translated:", *failed, sep="\n", file=sys.stderr)
     return len(failed)
+
+
+def _means_film(source: str, output: Path) -> bool:
+    # A WebP may be a picture; then the output is none that moves.
+    is_one = is_film(Path(source)) and Path(source).suffix.lower() != ".webp"
+    return is_film(output) or (is_one and os.path.isfile(source))
 
 
 def _jobs_left(
@@ -398,6 +543,8 @@ def main() -> None:
     check_alone("translate.py")
     try:
         failed = tyro.cli(translate_files, config=(tyro.conf.OmitArgPrefixes,))
+    except Interrupted:  # in a film, which says itself what is left of it
+        raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "Stopped; every output that exists is whole. Add --skip-existing to go on."

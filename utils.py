@@ -1,8 +1,10 @@
 """Files of generators: read with care, whoever wrote them, and turned into networks."""
 
+import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from authors import import_generator
@@ -21,6 +24,7 @@ from pictures.sides import Side, Sides
 from recipes import resolve
 
 MAX_SIDE = 65535  # pixels, of the pictures of a training
+FACTS, CHECKSUM = "pix2pix", "crc32"  # in the metadata of a safetensors file of this project
 
 
 class CheckpointError(ValueError):
@@ -175,8 +179,8 @@ def load_generator(path: str | Path, device: str | torch.device = "auto") -> Tra
     """Return a trained generator, ready to translate.
 
     Args:
-        path: ``generator.pt`` or ``latest.pt`` of a run, or ``latest_net_G.pth`` of the authors'
-            PyTorch port.
+        path: ``generator.pt`` or ``latest.pt`` of a run, what export.py wrote as safetensors, or
+            ``latest_net_G.pth`` of the authors' PyTorch port.
         device: Where to put it; "auto" is CUDA, else Apple's MPS, else the CPU.
 
     Returns:
@@ -231,7 +235,9 @@ def is_ours(content: Any) -> bool:
 
 
 def read_file(path: Path) -> Any:
-    """Return what torch saved in a file, tensors on the CPU; code hidden in the file is not run.
+    """Return what a file of torch or of safetensors holds, tensors on the CPU.
+
+    Code hidden in the file is not run; safetensors files can hold none.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -246,12 +252,35 @@ def read_file(path: Path) -> Any:
     with open(path, "rb") as file:
         try:
             # torch itself does not compare the checksums that it writes; before 1.6 it wrote none.
-            if file.read(4) == b"PK\x03\x04" and (damaged := zipfile.ZipFile(file).testzip()):
+            start = file.read(9)
+            if start[:4] == b"PK\x03\x04" and (damaged := zipfile.ZipFile(file).testzip()):
                 raise ValueError(f"the checksum of {damaged} does not match")
+            if start[8:] == b"{":  # JSON behind its length
+                return _read_safetensors(path)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # damage makes the readers raise nearly anything
             raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the weights of a file, and those of a generator of this project with its facts."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if FACTS not in metadata:
+        return weights
+    if metadata[CHECKSUM] != checksum_of(weights):  # safetensors has none of its own
+        raise ValueError("the checksum of its weights does not match")
+    return {"generator": weights} | json.loads(metadata[FACTS])
+
+
+def checksum_of(weights: Mapping[str, Tensor]) -> str:
+    """Return a checksum of weights on the CPU, whatever their order."""
+    total = 0
+    for _, tensor in sorted(weights.items()):
+        total = zlib.crc32(tensor.contiguous().numpy().tobytes(), total)
+    return f"{total:08x}"
 
 
 def _why_unreadable(error: Exception) -> str:

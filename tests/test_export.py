@@ -2,6 +2,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -9,13 +10,17 @@ import onnxruntime
 import pytest
 import torch
 from conftest import TINY, script
+from PIL import Image
+from safetensors.torch import save_file
 from test_authors import unet
 from torch import Tensor, nn
 
 import export
 from config import Config
 from recipes import known_sides, resolve
-from utils import Facts, build_generator, load_generator
+from train import train
+from translate import translate_files
+from utils import CheckpointError, Facts, Translator, build_generator, load_generator
 
 
 def checkpoint(**settings: object) -> Path:
@@ -159,5 +164,76 @@ def test_missing_packages_are_named(
 
 
 def test_outputs_with_another_ending_are_refused():
-    with pytest.raises(ValueError, match=r"model\.pt does not end in \.onnx"):
+    with pytest.raises(ValueError, match=r"model\.pt does not end in \.onnx.*NAME\.safetensors"):
         export.export(checkpoint(), Path("model.pt"))
+
+
+# --- Safetensors ---
+def bits(translator: Translator, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return translator(x)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"norm": "batch_running"}, {"dropout": "always", "direction": "BtoA"}, {"dataset": "towns"}],
+)
+def test_safetensors_are_the_generator_to_the_last_bit(settings: dict, towns: Path):
+    path = checkpoint(**settings)
+    export.export(path, "new/a.safetensors")
+    assert [file.name for file in Path("new").iterdir()] == ["a.safetensors"]
+    before, after = (load_generator(p, device="cpu") for p in (path, "new/a.safetensors"))
+    assert after.facts == before.facts
+    x = torch.rand(1, 3, 32, 64) * 2 - 1
+    assert torch.equal(bits(after, x), bits(before, x))
+
+
+def test_whatever_reads_generators_reads_safetensors(towns: Path):
+    config = Config(dataset=str(towns), name="a", **TINY | {"n_epochs": 1, "n_epochs_decay": 0})
+    train(config)
+    export.export(Path("checkpoints/a/generator.pt"), Path("a.safetensors"))
+    more = {"init_from": "a.safetensors", "teacher": "a.safetensors", "lr": 1e-9}
+    train(replace(config, name="b", **more))
+    ours, theirs = (
+        load_generator(f, "cpu") for f in ("checkpoints/b/generator.pt", "a.safetensors")
+    )
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    Image.new("RGB", (32, 32), "green").save("x.png")
+    for name in ("a.safetensors", "checkpoints/a/generator.pt"):
+        translate_files(name, "x.png", Path(f"{Path(name).suffix}.png"), device="cpu")
+    assert Path(".safetensors.png").read_bytes() == Path(".pt.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content[: len(content) // 2], r"is damaged or no checkpoint \(Safetenso"),
+        (lambda content: content[:20], r"is damaged or no checkpoint \("),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "checksum of its weights does n"),
+        (lambda content: content.replace(b'ngf\\": 4', b'ngf\\": 5'), "weights|shape"),
+        (lambda content: content.replace(b'ngf\\": 4', b'ngf\\"; 4'), "is damaged or no check"),
+    ],
+)
+def test_damaged_safetensors(change: Callable[[bytes], bytes], message: str):
+    export.export(checkpoint(), Path("a.safetensors"))
+    whole = Path("a.safetensors").read_bytes()
+    Path("a.safetensors").write_bytes(change(whole))
+    assert change(whole) != whole
+    with pytest.raises(CheckpointError, match=rf"^a\.safetensors.*{message}") as caught:
+        load_generator("a.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_foreign_safetensors():
+    save_file({"weight": torch.zeros(3)}, "other.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"^other\.safetensors: this is .*; expected generator"
+    ):
+        load_generator("other.safetensors")
+    torch.save(unet(5, 2, "batch").state_dict(), "latest_net_G.pth")
+    with pytest.raises(ValueError, match="authors' port have no settings"):
+        export.export("latest_net_G.pth", "a.safetensors")
+    with pytest.raises(ValueError, match="leave out fp16"):
+        export.export(checkpoint(), "a.safetensors", "fp16")
+    assert not Path("a.safetensors").exists()

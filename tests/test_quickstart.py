@@ -42,4 +42,5 @@ def test_the_notebook_runs_where_colab_and_kaggle_have_the_project(
     options = {"timeout": 120, "kernel_name": "python3"}
     NotebookClient(notebook, resources={"metadata": {"path": "."}}, **options).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    kinds = [kind for output in outputs for kind in output.get("data", {})]
+    assert (kinds.count("image/png"), kinds.count("image/gif")) == (2, 1)

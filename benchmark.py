@@ -15,6 +15,10 @@ into an issue. On a CPU add ``--crop-size 64``.
 
 ``python benchmark.py --processes 2 --batch-sizes 2 4 16`` compares a step of one process with one
 that two share, each with half of the cores, or a card of its own; they talk for ``messages_ms``.
+
+``python benchmark.py --to accuracy 0.9 --dataset towns`` trains as the paper and as the default
+says, and tells after how many seconds each reached that score; the curves are in
+``evaluation/benchmark``.
 """
 
 import csv
@@ -44,7 +48,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import Config
+from config import Config, plain_name
 from dataset import PairedImages, normalise, training_batches
 from machine.devices import PRECISIONS, Machine, choose_machine, pick_device, pick_dtype
 from machine.disk import make_folder, whole_file
@@ -78,6 +82,9 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "fp16": [{"precision": "fp16"}],
 }
 STEPS = 40  # of each
+# Of each recipe what is changed for it, to learn up to a score.
+RECIPES_TO_LEARN = {"paper in fp32": {"recipe": "paper", **FULL}, "paper": {"recipe": "paper"}}
+RECIPES_TO_LEARN |= {"modern": {}}
 LOSSES = ("loss_d", "loss_g_gan", "loss_features", "loss_classes")
 NUMBERS = ("ms", "ms_low", "ms_high", "pictures_per_second", "gflop_per_second", "peak_mb")
 
@@ -434,6 +441,74 @@ def waits_in_a_step(config: Config) -> str:
     return "none"
 
 
+# --- Up to a score ---
+def measure_learning(config: Config, score: str, goal: float) -> list[Row]:
+    """Train whole runs, by train.py itself, and tell when they reached a score.
+
+    Args:
+        config: Settings as typed, of which each way changes the recipe.
+        score: A column of the table of a run, without ``val_``.
+        goal: What it is to reach: at most for l1, at least for others.
+
+    Returns:
+        For each way the seconds of training to the goal (None: never), the best score, the last
+        one, and the seconds of the whole training. The curves are drawn into evaluation/benchmark.
+
+    Raises:
+        ValueError: A run has no such score.
+    """
+    rows, curves = [], []
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        for way, changes in RECIPES_TO_LEARN.items():
+            settings = replace(config, name=f"benchmark_{plain_name(way)}", **changes)
+            process.submit(train, settings, True).result()
+            curve = read_curve(settings.name, score)
+            curves += [{"way": way, "seconds": s, score: value} for s, value in curve]
+            rows.append({"way": way, **summary_of(curve, score, goal)})
+    draw_learning(curves, score, goal)
+    return rows
+
+
+def read_curve(name: str, score: str) -> list[tuple[float, float]]:
+    """Return the seconds and a score of each epoch of a run."""
+    with open(Path("evaluation", name, "metrics.csv"), newline="") as file:
+        table = list(csv.DictReader(file))
+    if f"val_{score}" not in table[0]:
+        names = ", ".join(column[4:] for column in table[0] if column.startswith("val_"))
+        raise ValueError(f"These pictures have no score {score}; they have {names}.")
+    return [(float(row["seconds"]), float(row[f"val_{score}"])) for row in table]
+
+
+def summary_of(curve: Sequence[tuple[float, float]], score: str, goal: float) -> Row:
+    """Return when a curve reaches a goal, its best and its last score, and when it ends."""
+    sign = -1 if score == "l1" else 1
+    reached = [seconds for seconds, value in curve if sign * value >= sign * goal]
+    best = max((value for _, value in curve), key=lambda value: sign * value)
+    end, last = curve[-1]
+    return {"s_to_goal": min(reached, default=None), "best": best, "last": last, "s": end}
+
+
+def draw_learning(curves: Sequence[Row], score: str, goal: float) -> None:
+    """Write a score over the seconds of training, as a table and as a picture."""
+    from matplotlib.figure import Figure  # here, as it takes a second to import
+
+    folder = Path("evaluation", "benchmark")
+    with whole_file(folder / f"{score}.csv") as draft, open(draft, "w", newline="") as file:
+        table = csv.DictWriter(file, curves[0])
+        table.writeheader()
+        table.writerows(curves)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for way in dict.fromkeys(row["way"] for row in curves):
+        points = [(row["seconds"], row[score]) for row in curves if row["way"] == way]
+        axes.plot(*zip(*points, strict=True), label=way, marker=".")
+    axes.axhline(goal, color="grey", linewidth=1)
+    axes.set(xlabel="seconds of training", ylabel=score)
+    axes.legend()
+    with whole_file(folder / f"{score}.png") as draft:
+        figure.savefig(draft, format="png", dpi=110)
+
+
 # --- The report ---
 def hardware(device: torch.device) -> Row:
     """Return what the numbers depend on."""
@@ -460,11 +535,14 @@ def show(title: str, rows: Sequence[Row]) -> None:
 def benchmark(
     batch_sizes: tuple[int, ...] = (1, 4, 16),
     modes: tuple[Mode, ...] = ("plain", "default"),
-    crop_size: int = 256,
+    crop_size: int | None = None,
     device: str = "auto",
     seconds: float = 10.0,
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     processes: int = 1,
+    to: tuple[str, float] | None = None,
+    dataset: str = "towns",
+    n_epochs: int | None = None,
     report: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Measure how fast this machine trains, reads pictures and translates.
@@ -473,13 +551,27 @@ def benchmark(
         batch_sizes: Pictures a step.
         modes: plain (as the popular repositories do), default (as train.py does), amp (in half
             precision, where that is not the default).
-        crop_size: Side of the pictures in pixels.
+        crop_size: Side of the pictures in pixels; None: 256, or with ``to`` the data set's.
         device: auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps.
         seconds: Time for each number; what is slow is done a few times all the same.
         check: Instead of reading and translating, check that training works on this device.
         processes: Measure instead how long a step takes when so many processes share it.
+        to: Measure instead how long whole trainings take to reach a score, as in accuracy 0.9.
+        dataset: What these learn from, as in train.py.
+        n_epochs: How many epochs they last, in the second half of which the learning rate falls;
+            None: as the data set has it.
         report: File for all the numbers, as JSON.
     """
+    if to:
+        falling = None if n_epochs is None else n_epochs // 2
+        lasting = None if n_epochs is None else n_epochs - falling
+        epochs = {"n_epochs": lasting, "n_epochs_decay": falling}
+        config = Config(dataset=dataset, device=device, crop_size=crop_size, **epochs)
+        rows = measure_learning(config, *to)
+        show(f"Seconds of training to {' '.join(map(str, to))}", rows)
+        print(f"\nThe curves: {Path('evaluation', 'benchmark', to[0])}.png and .csv")
+        return
+    crop_size = crop_size or 256
     config = Config(recipe="paper", dataset="benchmark", crop_size=crop_size, device=device)
     config, _ = resolve(config)
     for batch_size in batch_sizes:

@@ -153,8 +153,8 @@ class Config:
     """Parts in which a batch is learned from, one after the other: less memory, more time."""
     recompute: bool = False
     """Compute the generator's inner maps twice instead of keeping them: less memory, more time."""
-    lr: Rate = 2e-4
-    """Learning rate of Adam, for both networks."""
+    lr: Rate | None = None
+    """Learning rate of Adam, for both networks; the paper's 2e-4 is meant for days of training."""
     beta1: Decay = 0.5
     """Decay rate of Adam's running mean of the gradient."""
     gan_mode: Literal["vanilla", "lsgan", "none"] = "vanilla"

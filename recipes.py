@@ -31,6 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "even_start": False,
         "refine": False,
         "labels": "none",
+        "lr": 2e-4,
         "lambda_l1": 100.0,
         "lambda_features": 0.0,
         "lambda_perceptual": 0.0,
@@ -43,6 +44,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "even_start": True,
         "refine": True,
         "labels": "target",  # where their colours are known
+        "lr": 6e-4,
         "lambda_l1": 25.0,
         "lambda_features": 10.0,
         "lambda_perceptual": 10.0,  # both where targets are pictures

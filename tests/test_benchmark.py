@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import sys
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import script
+from conftest import TINY, script
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -267,3 +269,26 @@ def test_steps_that_processes_share(tmp_path: Path):
 def test_steps_that_cannot_be_shared():
     with pytest.raises(ValueError, match="cannot share 3 pictures"):
         benchmark((3,), processes=2)
+
+
+def test_how_long_a_score_takes(towns: Path, capsys: pytest.CaptureFixture[str]):
+    tiny = {name: value for name, value in TINY.items() if not name.startswith("n_epochs")}
+    with pytest.MonkeyPatch.context() as patch:
+        small = partial(Config, **tiny)
+        patch.setattr("benchmark.Config", lambda **given: small(**(tiny | given)))
+        folder = towns.rename(towns.with_name("towns"))
+        try:
+            benchmark(to=("accuracy", 0.01), dataset=str(folder), n_epochs=2, crop_size=32)
+            patch.setattr("benchmark.RECIPES_TO_LEARN", {"modern": {}})
+            with pytest.raises(ValueError, match=r"no score fid; they have l1, .*accuracy"):
+                benchmark(to=("fid", 0.01), dataset=str(folder), n_epochs=1, crop_size=32)
+        finally:
+            folder.rename(towns)
+    said = capsys.readouterr().out
+    assert "modern" in said and "accuracy.png" in said
+    with open("evaluation/benchmark/accuracy.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["way"] for row in rows[::2]] == ["paper in fp32", "paper", "modern"]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert all(first < second for first, second in zip(seconds[::2], seconds[1::2], strict=True))
+    assert Image.open("evaluation/benchmark/accuracy.png").width > 500

@@ -257,7 +257,7 @@ def test_other_pairs_are_refused(config: Config):
 
 def test_other_settings_are_refused(config: Config):
     assert run(config, 2, {1: learn_faster}) == [2, 2]
-    assert said(2).count("lr is 0.1 in rank 1, 0.0002 in rank 0") == 1
+    assert said(2).count("lr is 0.1 in rank 1, 0.0006 in rank 0") == 1
 
 
 def learn_faster() -> None:

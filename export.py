@@ -81,8 +81,15 @@ def export(
         convert(translator).save(graph)
         difference = reduce(graph, translator, precision)
         if is_page:
+            inputs = starts(translator)
+            first = output_of(translator, inputs[0]) if inputs else None
             size = write_drawing_page(
-                graph, translator.facts, starts(translator), output, precision
+                graph,
+                translator.facts,
+                [to_image(x) for x in inputs],
+                output=first,
+                folder=output,
+                precision=precision,
             )
         else:
             size = publish(graph, output)
@@ -210,10 +217,11 @@ def inputs_of(translator: Translator, part: Literal["train", "val"]) -> Iterator
         yield normalise(batch, sides)[0]
 
 
-def starts(translator: Translator) -> list[Image.Image]:
+def starts(translator: Translator) -> list[Tensor]:
     """Return a few validation inputs to start drawing from; label pictures at twice the size.
 
-    There are none where the pictures of the training are not at hand.
+    Each is (channels, H, W) in [-1, 1]. There are none where the pictures of the training are not
+    at hand.
     """
     config, sides = translator.config, translator.sides
     if not any(Path(place, config.dataset).is_dir() for place in ("", "data")):
@@ -223,7 +231,14 @@ def starts(translator: Translator) -> list[Image.Image]:
         side = min(2 * config.crop_size, MAX_CROP)
         config = replace(config, load_size=side, crop_size=side, nearest="both")
     pairs = open_pairs(config, split_of(config).val[:N_STARTS], augment=False, kinds=sides.kinds)
-    return [to_image(normalise(batch, sides)[0][0]) for batch in validation_batches(pairs)]
+    return [normalise(batch, sides)[0][0] for batch in validation_batches(pairs)]
+
+
+def output_of(translator: Translator, start: Tensor) -> Image.Image:
+    """Return what a generator makes of one of ``starts``, scaled to crop_size as the page does."""
+    with torch.inference_mode():
+        x = nn.functional.interpolate(start[None], size=translator.config.crop_size, mode="area")
+        return to_image(translator(x)[0])
 
 
 def random_inputs(translator: Translator) -> list[Tensor]:

@@ -73,6 +73,7 @@ function setLive(is) {
 // The last frame stays, as a picture.
 function stop() {
   place(by("given"), [0, 0, SIDE, SIDE]);
+  tell("");
 }
 
 function eachFrame() {

@@ -85,5 +85,5 @@ connectWipe();
 connectSave();
 choose("tool", tool);
 choose("colour", 0);
-showSaved();
-first().then(begin).then(() => { ready = true; translate(); }).catch(error => fail(error.message));
+showSaved().then(first).then(begin).then(() => { ready = true; translate(); })
+  .catch(error => fail(error.message));

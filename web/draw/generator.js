@@ -105,16 +105,17 @@ function hear({data}) {
 }
 
 async function begin() {
+  by("loaded").hidden = false;
   showLoaded();
   const parts = ["library", "module", "wasm", "graph"].map(unpacked);
   const [library, module, wasm, graph] = await Promise.all(parts);
   by("status").textContent = "Starting the generator ...";
   by("loaded").removeAttribute("value");
+  const providers = await usableGpu() ? ["webgpu", "wasm"] : ["wasm"];
   const code = new Blob([library, `\n(${work})();`], {type: "text/javascript"});
   worker = new Worker(URL.createObjectURL(code));
   worker.onmessage = hear;
   worker.onerror = event => answer({error: event.message ?? "its thread was kept out"});
-  const providers = await usableGpu() ? ["webgpu", "wasm"] : ["wasm"];
   const {provider, threads} = await ask({module, wasm, graph, providers}, [wasm, graph]);
   const places = {webgpu: "on the graphics card", wasm: `on ${threads} thread${threads > 1 ? "s" : ""}`};
   by("status").textContent = `Runs in this browser, ${places[provider]}.`;

@@ -49,8 +49,8 @@ def export(
     that is. Each picture is translated as if it were alone, without dropout. The file gets its
     name once onnxruntime has computed with it what PyTorch does.
 
-    The page is for drawing, or giving a picture, and watching the output. It needs no server and
-    no network: open the index.html in its folder.
+    The page is for drawing, or giving a picture, a film or a camera, and watching the output. It
+    needs no server and no network: open the index.html in its folder.
 
     Args:
         checkpoint: generator.pt or latest.pt of a run, or latest_net_G.pth of the authors' port.

@@ -239,7 +239,7 @@ def test_the_saved_output_is_seen_while_the_page_loads(
     assert loading[-1] == f"Loading: {size} of {size} MB" and len(loading) > 5
     start = Image.fromarray(seen(page, "paper").astype(np.uint8)).resize((32, 32), Image.BOX)
     file = io.BytesIO()
-    Image.fromarray(expected(np.asarray(start)).astype(np.uint8)).save(file, "JPEG", quality=90)
+    Image.fromarray(expected(np.asarray(start)).astype(np.uint8)).save(file, "WEBP", quality=90)
     assert abs(seen(page, "output") - np.asarray(Image.open(file))).mean() < 2
 
 
@@ -426,6 +426,10 @@ def test_a_server_that_keeps_parts_out_is_named_as_the_cause(
     part.rename("page/parts/wasm-1.js")
     told("script-src 'none'", "scripts of this page have not run.")
     told("worker-src 'self'", "its worker-src forbids blob.")
+    page.click("#starts button")
+    page.click("#camera")
+    page.wait_for_timeout(300)
+    assert "its worker-src forbids blob." in page.inner_text("#note"), "whatever is done then"
     told("script-src 'self' blob:", "its script-src forbids wasm-eval.")
     told("default-src 'self'", "its img-src forbids data.")
     headers["Content-Security-Policy"] = page.evaluate("POLICY")  # what the messages advise

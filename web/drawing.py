@@ -122,8 +122,8 @@ def write_drawing_page(
         "pair": _pair(facts),
         "keepAspect": config.keep_aspect,
         "aspect": _aspect(facts),
-        "starts": [data_address(picture) for picture in starts],
-        "output": output and data_address(output, "JPEG", quality=90),
+        "starts": [data_address(picture, "WEBP", lossless=True) for picture in starts],
+        "output": output and data_address(output, "WEBP", quality=90),
         "parts": {part: len(pieces) for part, pieces in packed.items()},
         "size": sum(len(piece) for pieces in packed.values() for piece in pieces),
     }

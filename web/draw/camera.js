@@ -55,7 +55,7 @@ const end = stream => stream?.getTracks().forEach(track => track.stop());
 
 function closeFilm() {
   opened++;
-  film.cancelVideoFrameCallback(waiting);
+  film.cancelVideoFrameCallback?.(waiting);  // some browsers that can draw know no frames
   end(film.srcObject);
   if (film.src) URL.revokeObjectURL(film.src);
   film.srcObject = null;
@@ -72,6 +72,7 @@ function setLive(is) {
 
 // The last frame stays, as a picture.
 function stop() {
+  drawFrame(given);
   place(by("given"), [0, 0, SIDE, SIDE]);
   tell("");
 }
@@ -84,6 +85,7 @@ function eachFrame() {
 async function play(isMirrored) {
   mirrored = isMirrored;
   await film.play();
+  if (!film.videoWidth) throw new Error("it holds no pictures");
   showPressed();
   showCrop();
   setLive(true);

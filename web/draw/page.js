@@ -10,26 +10,27 @@ const SIZE = SIDE * SCALE;
 const POLICY = "default-src 'self'; script-src 'self' blob: 'wasm-unsafe-eval'; " +
   "img-src 'self' data:; media-src blob:";
 
+// What broke the page stays to be read.
 function tell(text) {
+  if (isBroken()) return;
   by("note").textContent = text;
   by("note").className = "";
 }
 
 function warn(text) {
+  if (isBroken()) return;
   by("note").textContent = text;
   by("note").className = "failed";
 }
 
 let refusal = "";  // what a server's header keeps out: the cause of what fails then
 
-// The first cause stands: what fails later mostly follows from it.
 function fail(cause) {
-  if (isBroken()) return;
+  warn(refusal || cause);
   document.body.classList.add("broken");
   document.body.classList.remove("busy");
   by("loaded").hidden = true;
   by("status").textContent = "The generator cannot run here.";
-  warn(refusal || cause);
 }
 
 const isBroken = () => document.body.classList.contains("broken");
@@ -40,7 +41,7 @@ function refused({disposition, effectiveDirective, blockedURI}) {
   refusal = "The header Content-Security-Policy of this server keeps out what the page needs: " +
     `its ${effectiveDirective} forbids ${blockedURI || "a part"}. The page works with ` +
     `"${POLICY}", or opened from its folder, without a server.`;
-  if (isBroken()) warn(refusal);
+  if (isBroken()) by("note").textContent = refusal;
 }
 
 document.addEventListener("securitypolicyviolation", refused);

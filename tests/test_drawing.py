@@ -317,10 +317,11 @@ def test_the_camera_is_translated_frame_by_frame_without_a_queue(
     moved = np.roll(frozen, -round(pixels), axis=1)
     assert abs(seen(page, "given") - moved)[:, :26].mean() < abs(frozen - moved)[:, :26].mean() / 2
 
+    page.evaluate("() => { window.track = film.srcObject.getVideoTracks()[0]; }")
     page.click("#stop")
     settled(page)
     asked = page.evaluate("asked")
-    assert not page.evaluate("live || film.srcObject")
+    assert page.evaluate("[live, track.readyState]") == [False, "ended"]
     page.wait_for_timeout(300)
     assert page.evaluate("asked") == asked
 

@@ -51,8 +51,8 @@ def export(
     that is. Each picture is translated as if it were alone, without dropout. The file gets its
     name once onnxruntime has computed with it what PyTorch does.
 
-    The page is for drawing, or giving a picture, and watching the output. It needs no server and
-    no network: open the index.html in its folder.
+    The page is for drawing, or giving a picture, a film or a camera, and watching the output. It
+    needs no server and no network: open the index.html in its folder.
 
     Safetensors is for giving a generator away: it holds the weights to the last bit and the
     settings, and no code can hide in it. All that reads generator.pt reads it, too.
@@ -98,8 +98,15 @@ def export_graph(checkpoint: Path, output: Path, precision: Precision | None = N
         convert(translator).save(graph)
         difference = reduce(graph, translator, precision)
         if is_page:
+            inputs = starts(translator)
+            first = output_of(translator, inputs[0]) if inputs else None
             size = write_drawing_page(
-                graph, translator.facts, starts(translator), output, precision
+                graph,
+                translator.facts,
+                [to_image(x) for x in inputs],
+                output=first,
+                folder=output,
+                precision=precision,
             )
         else:
             size = publish(graph, output)
@@ -247,10 +254,11 @@ def inputs_of(translator: Translator, part: Literal["train", "val"]) -> Iterator
         yield normalise(batch, sides)[0]
 
 
-def starts(translator: Translator) -> list[Image.Image]:
+def starts(translator: Translator) -> list[Tensor]:
     """Return a few validation inputs to start drawing from; label pictures at twice the size.
 
-    There are none where the pictures of the training are not at hand.
+    Each is (channels, H, W) in [-1, 1]. There are none where the pictures of the training are not
+    at hand.
     """
     config, sides = translator.config, translator.sides
     if not any(Path(place, config.dataset).is_dir() for place in ("", "data")):
@@ -260,7 +268,14 @@ def starts(translator: Translator) -> list[Image.Image]:
         side = min(2 * config.crop_size, MAX_CROP)
         config = replace(config, load_size=side, crop_size=side, nearest="both")
     pairs = open_pairs(config, split_of(config).val[:N_STARTS], augment=False, kinds=sides.kinds)
-    return [to_image(normalise(batch, sides)[0][0]) for batch in validation_batches(pairs)]
+    return [normalise(batch, sides)[0][0] for batch in validation_batches(pairs)]
+
+
+def output_of(translator: Translator, start: Tensor) -> Image.Image:
+    """Return what a generator makes of one of ``starts``, scaled to crop_size as the page does."""
+    with torch.inference_mode():
+        x = nn.functional.interpolate(start[None], size=translator.config.crop_size, mode="area")
+        return to_image(translator(x)[0])
 
 
 def random_inputs(translator: Translator) -> list[Tensor]:

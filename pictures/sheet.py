@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 GAP, HEAD = 6, 26  # pixels between pictures, and above them
 
 
-def data_address(picture: Image.Image) -> str:
+def data_address(picture: Image.Image, kind: str = "PNG", **options: int) -> str:
     """Return an address that is the picture itself, for pages without other files."""
     file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    picture.save(file, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -13,7 +13,7 @@ from machine.devices import Machine
 from samples.towns import draw_towns
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import BrowserContext, Page
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -52,8 +52,8 @@ def empty_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def page() -> "Iterator[Page]":
-    """An empty page in the system's Chromium; errors of its scripts and requests fail the test.
+def context() -> "Iterator[BrowserContext]":
+    """The system's Chromium, with a camera that draws a clock; pages may not use it unasked.
 
     Without a Chromium the test is skipped. Each test starts one of its own, as Playwright keeps
     an event loop running in which no notebook could run.
@@ -62,16 +62,23 @@ def page() -> "Iterator[Page]":
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("there is no Chromium (on Debian: apt-get install chromium)")
-    faults: list[str] = []
+    # Its sandbox refuses to work for root, who runs most containers.
+    options = ["--no-sandbox", "--use-fake-device-for-media-stream"]
     with api.sync_playwright() as playwright:
-        # Its sandbox refuses to work for root, who runs most containers.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda line: line.type == "error" and faults.append(line.text))
-        page.on("request", lambda request: is_outside(request.url) and faults.append(request.url))
-        yield page
+        browser = playwright.chromium.launch(executable_path=program, args=options)
+        yield browser.new_context()
         browser.close()
+
+
+@pytest.fixture
+def page(context: "BrowserContext") -> "Iterator[Page]":
+    """An empty page; errors of its scripts and requests fail the test."""
+    faults: list[str] = []
+    page = context.new_page()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: line.type == "error" and faults.append(line.text))
+    page.on("request", lambda request: is_outside(request.url) and faults.append(request.url))
+    yield page
     assert not faults
 
 

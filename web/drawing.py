@@ -19,7 +19,9 @@ from pictures.sheet import data_address
 from pictures.sides import Sides
 
 PAGE = Path(__file__).with_name("draw")
-FILES = ("index.html", "draw.css", "draw.js")
+SCRIPTS = ("page", "paper", "pictures", "camera", "generator", "output", "save", "draw")
+FILES = ("index.html", "draw.css", *(f"{name}.js" for name in SCRIPTS))
+PIECE = 2**20  # letters of base64 in a file: small enough to show how far the loading is
 
 # onnxruntime-web as npm publishes it: of its builds, the one that knows WebGPU and plain CPUs.
 VERSION = "1.30.0"
@@ -73,7 +75,13 @@ def fetch_runtime(folder: Path = Path("data")) -> Path:
 
 
 def write_drawing_page(
-    graph: Path, facts: Facts, starts: Sequence[Image.Image], folder: Path, precision: str
+    graph: Path,
+    facts: Facts,
+    starts: Sequence[Image.Image],
+    *,
+    output: Image.Image | None,
+    folder: Path,
+    precision: str,
 ) -> float:
     """Write the page that runs a graph of ``export.py``; its index.html opens from the folder.
 
@@ -81,6 +89,7 @@ def write_drawing_page(
         graph: ONNX file of a generator, with its weights inside.
         facts: What there is to know of that.
         starts: Inputs to start from, square; label pictures at twice crop_size, to be drawn on.
+        output: What the generator makes of the first of them, to be seen while the page loads.
         folder: Where to; files of an earlier page are replaced.
         precision: Of the graph: fp32, fp16 or int8, which not every graphics card has.
 
@@ -98,9 +107,11 @@ def write_drawing_page(
             f"{sides.input.describe()} into {sides.target.describe()}; write NAME.onnx instead."
         )
     with tarfile.open(fetch_runtime()) as archive:
-        runtime = {
+        parts = {
             part: archive.extractfile(f"package/dist/{name}").read() for part, name in PARTS.items()
         }
+    parts["graph"] = graph.read_bytes()
+    packed = {part: _packed(content) for part, content in parts.items()}
     model = {
         "name": config.name,
         "side": config.crop_size,
@@ -110,18 +121,41 @@ def write_drawing_page(
         "palette": sides.input.palette,
         "pair": _pair(facts),
         "keepAspect": config.keep_aspect,
-        "starts": [data_address(picture) for picture in starts],
-        "graph": _packed(graph.read_bytes()),
+        "aspect": _aspect(facts),
+        "starts": [data_address(picture, "WEBP", lossless=True) for picture in starts],
+        "output": output and data_address(output, "WEBP", quality=90),
+        "parts": {part: len(pieces) for part, pieces in packed.items()},
+        "size": sum(len(piece) for pieces in packed.values() for piece in pieces),
     }
-    packed = {part: _packed(content) for part, content in runtime.items()}
     texts = {name: (PAGE / name).read_text(encoding="utf-8") for name in FILES}
     texts["model.js"] = f"const MODEL = {json.dumps(model)};\n"
-    texts["runtime.js"] = f"const RUNTIME = {json.dumps(packed)};\n"
-    make_folder(folder)
+    texts |= {
+        f"parts/{part}-{number}.js": f'PARTS[{json.dumps(f"{part}-{number}")}] = "{piece}";\n'
+        for part, pieces in packed.items()
+        for number, piece in enumerate(pieces)
+    }
+    _replace(folder, texts)
+    runtime = tuple(f"parts/{part}-" for part in PARTS)
+    return sum(len(text) for name, text in texts.items() if not name.startswith(runtime)) / 1e6
+
+
+def _replace(folder: Path, texts: dict[str, str]) -> None:
+    """Write the files of a page, and remove what an earlier one has in parts beyond them."""
+    make_folder(folder / "parts")
     for name, text in texts.items():
         with whole_file(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
-    return sum(len(text) for name, text in texts.items() if name != "runtime.js") / 1e6
+    for file in folder.glob("parts/*-*.js"):
+        if f"parts/{file.name}" not in texts:
+            file.unlink()
+
+
+def _aspect(facts: Facts) -> float:
+    """Return the width over the height of what the training squeezed into a square."""
+    if facts.picture_size is None or facts.config.keep_aspect:
+        return 1
+    height, width = facts.picture_size
+    return width / height
 
 
 def _pair(facts: Facts) -> dict[str, float] | None:
@@ -133,5 +167,6 @@ def _pair(facts: Facts) -> dict[str, float] | None:
     return {"aspect": 2 * width / height, "tolerance": SQUARE, "half": half}
 
 
-def _packed(content: bytes) -> str:
-    return base64.b64encode(gzip.compress(content)).decode()
+def _packed(content: bytes) -> list[str]:
+    text = base64.b64encode(gzip.compress(content)).decode()
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]

@@ -142,8 +142,8 @@ def teach_discriminator(
     state.optimizer_d.zero_grad()
     for part in parts:
         with machine.autocast:
-            *real_maps, real_logits = discriminator.features(part.x, part.real)
-            fake_logits = discriminator(part.x, part.fake.detach())
+            maps = discriminator.of_both(part.x, part.real, part.fake.detach())
+            (*real_maps, real_logits), (*_, fake_logits) = maps
             part.losses["loss_d"] = discriminator_loss(real_logits, fake_logits, config.gan_mode)
             if config.lambda_projected:
                 judge = partial(discriminator.projected, part.x)

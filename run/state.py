@@ -162,6 +162,7 @@ def new_state(
         ndf=config.ndf,
         n_layers_d=config.n_layers_d,
         norm=config.norm,
+        at_once=config.recipe != "paper" and not config.norm.startswith("batch"),
         photo_channels=photo_channels if config.lambda_projected else (),
     ).to(machine.device)
     average = copy.deepcopy(generator).requires_grad_(False) if config.ema_decay else None

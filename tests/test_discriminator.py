@@ -67,3 +67,15 @@ def test_a_projected_discriminator_learns_which_picture_belongs_to_its_input():
     assert all(map(torch.equal, mixtures, (b for b in network.buffers() if b.ndim == 4)))
     louder = [found * 100 for found in real]  # what counts is what a place holds, not how much
     torch.testing.assert_close(network(x, louder), network(x, real), atol=1e-3, rtol=1e-3)
+
+
+def test_both_at_once_are_judged_as_one_after_the_other():
+    x, real, fake = torch.rand(3, 2, 3, 64, 64, dtype=torch.float64)
+    found = []
+    for at_once in (False, True):
+        torch.manual_seed(0)
+        network = Discriminator(ndf=4, at_once=at_once).double()
+        real_maps, fake_maps = network.of_both(x, real, fake)
+        (real_maps[-1].square() - fake_maps[-1]).sum().backward()
+        found.append([*real_maps, *fake_maps, *(weight.grad for weight in network.parameters())])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-9)

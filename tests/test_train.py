@@ -123,7 +123,7 @@ def test_l1_alone_leaves_the_discriminator(towns: Path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_follows_full_precision(towns: Path, precision: str):
-    settings = TINY | {"n_epochs": 1, "n_epochs_decay": 0}
+    settings = TINY | {"n_epochs": 1, "n_epochs_decay": 0, "lr": 2e-4}
     config = Config(dataset=str(towns), name="full", **settings)
     train(config)
     train(replace(config, name=precision, precision=precision))

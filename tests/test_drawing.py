@@ -193,7 +193,7 @@ def test_the_half_of_a_pair_is_that_of_the_direction(exported: Callable[..., Non
 
 
 def test_other_files_beside_the_page_do_no_harm(
-    exported: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    towns: Path, runtime: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     folder = Path(shutil.copytree(drawing.PAGE, tmp_path / "draw"))
     (folder / ".DS_Store").write_bytes(b"\0\xff\xfe")
@@ -202,7 +202,8 @@ def test_other_files_beside_the_page_do_no_harm(
     own.parent.mkdir(parents=True)
     stale.touch()
     own.touch()
-    exported(direction="AtoB")
+    Path("towns").symlink_to(towns)
+    export(checkpoint(dataset="towns", direction="AtoB"), Path("page"))
     assert {path.name for path in Path("page").iterdir()} == {*drawing.FILES, "model.js", "parts"}
     assert own.exists() and not stale.exists(), "of an earlier, larger page"
 
@@ -272,7 +273,7 @@ def slow_down(page: "Page", ms: int) -> None:
 def test_one_draws_on_while_it_thinks(exported: Callable[..., None], page: "Page"):
     exported(direction="BtoA")
     opened(page)
-    slow_down(page, 600)
+    slow_down(page, 2000)
     before = seen(page, "output")
     box = page.locator("#paper").bounding_box()
     page.click(f"[data-colour='{BUILDING}']")

@@ -16,6 +16,8 @@ into an issue. On a CPU add ``--crop-size 64``.
 ``python benchmark.py --processes 2 --batch-sizes 2 4 16`` compares a step of one process with one
 that two share, each with half of the cores, or a card of its own; they talk for ``messages_ms``.
 
+``python benchmark.py --recipes`` times a step of each recipe.
+
 ``python benchmark.py --to accuracy 0.9 --dataset towns`` trains as the paper and as the default
 says, and tells after how many seconds each reached that score; the curves are in
 ``evaluation/benchmark``.
@@ -82,6 +84,18 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "fp16": [{"precision": "fp16"}],
 }
 STEPS = 40  # of each
+# What is learned, by what is changed for it: targets of "maps" are of known classes.
+LESSONS: dict[str, dict[str, Any]] = {
+    "paper": {"recipe": "paper", "dataset": "photos"},
+    "modern, classes": {"dataset": "maps"},
+    "modern, photos": {"dataset": "photos"},
+    "without photo losses": {
+        "dataset": "photos",
+        "lambda_perceptual": 0.0,
+        "lambda_projected": 0.0,
+    },
+    "classes, ngf 16": {"dataset": "maps", "ngf": 16},
+}
 # Of each recipe what is changed for it, to learn up to a score.
 RECIPES_TO_LEARN = {"paper in fp32": {"recipe": "paper", **FULL}, "paper": {"recipe": "paper"}}
 RECIPES_TO_LEARN |= {"modern": {}}
@@ -314,6 +328,15 @@ def measure_steps(
     return rows
 
 
+def measure_lessons(crop_size: int, device: str, seconds: float) -> list[Row]:
+    """Return a row for a step of each of the LESSONS, one picture a step."""
+    trials = {}
+    for lesson, changes in LESSONS.items():
+        config = Config(crop_size=crop_size, device=device, batch_size=1, **changes)
+        trials[lesson] = (default_step, resolve(config)[0])
+    return [{"lesson": name, **row} for name, row in take_turns(trials, seconds).items()]
+
+
 def measure_sharing(config: Config, n_processes: int, batch_size: int, seconds: float) -> list[Row]:
     """Return a row for a step of one process, and of as many as share it."""
     config = replace(config, batch_size=batch_size)
@@ -540,6 +563,7 @@ def benchmark(
     seconds: float = 10.0,
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     processes: int = 1,
+    recipes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     to: tuple[str, float] | None = None,
     dataset: str = "towns",
     n_epochs: int | None = None,
@@ -556,6 +580,7 @@ def benchmark(
         seconds: Time for each number; what is slow is done a few times all the same.
         check: Instead of reading and translating, check that training works on this device.
         processes: Measure instead how long a step takes when so many processes share it.
+        recipes: Measure instead a step of each recipe, of classes and of photos.
         to: Measure instead how long whole trainings take to reach a score, as in accuracy 0.9.
         dataset: What these learn from, as in train.py.
         n_epochs: How many epochs they last, in the second half of which the learning rate falls;
@@ -572,6 +597,10 @@ def benchmark(
         print(f"\nThe curves: {Path('evaluation', 'benchmark', to[0])}.png and .csv")
         return
     crop_size = crop_size or 256
+    if recipes:
+        title = f"By recipe at {crop_size} px, batch 1, ms a step (median, quartiles)"
+        show(title, measure_lessons(crop_size, device, seconds))
+        return
     config = Config(recipe="paper", dataset="benchmark", crop_size=crop_size, device=device)
     config, _ = resolve(config)
     for batch_size in batch_sizes:

@@ -292,3 +292,20 @@ def test_how_long_a_score_takes(towns: Path, capsys: pytest.CaptureFixture[str])
     seconds = [float(row["seconds"]) for row in rows]
     assert all(first < second for first, second in zip(seconds[::2], seconds[1::2], strict=True))
     assert Image.open("evaluation/benchmark/accuracy.png").width > 500
+
+
+def test_a_step_of_each_recipe_is_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    configs: dict[str, Config] = {}
+
+    def timed(trials: dict, seconds: float) -> dict[str, dict]:
+        configs.update({name: config for name, (_, config) in trials.items()})
+        return {name: {"ms": 1.5} for name in trials}
+
+    monkeypatch.setattr("benchmark.take_turns", timed)
+    benchmark(recipes=True, crop_size=64, device="cpu")
+    assert capsys.readouterr().out.count("1.50") == len(configs) == 5
+    asked = {name for name, config in configs.items() if config.asks_photo_network}
+    learned = {name for name, config in configs.items() if config.is_label("target")}
+    assert (asked, learned) == ({"modern, photos"}, {"modern, classes", "classes, ngf 16"})

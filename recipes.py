@@ -61,7 +61,8 @@ _DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 6, "n_epochs_decay": 6
 _EDGES = {"load_size": 256, "batch_size": 4, "flip": False, "n_epochs": 15, "n_epochs_decay": 0}
 PRESETS: dict[str, dict[str, Any]] = {
     "towns": _DRAWN,
-    "heights": _DRAWN,
+    # Heights are no photos.
+    "heights": _DRAWN | {"lambda_perceptual": 0.0, "lambda_projected": 0.0},
     "facades": {"direction": "BtoA"},
     "maps": {},
     "cityscapes": {"direction": "BtoA"},

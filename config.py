@@ -1,10 +1,11 @@
 """Every setting of a training run: edit a default below, or type its flag at ``train.py``."""
 
 import functools
+import inspect
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
@@ -71,6 +72,7 @@ class Config:
     """How to learn: as in the paper, or with what has helped since; both are in RECIPES."""
 
     # --- The data ---
+    # Set these to train on your own pictures.
     dataset: Text = "towns"
     """Folder of pairs; shards, as 'x/train-{000..099}.tar'; or a name in PRESETS (made for you)."""
     mirror: Text = OFFICIAL
@@ -125,6 +127,7 @@ class Config:
     """Largest cache of one data set, in GB; above it pictures are decoded each time."""
 
     # --- The networks ---
+    # Change these for a smaller, larger or other generator and discriminator.
     bottleneck: Literal[1, 2, 4, 8] | None = None
     """Side of the U-Net's innermost map: 1 (the paper), or 4, in 0.7 of a CPU's time a step."""
     even_start: bool | None = None
@@ -143,6 +146,7 @@ class Config:
     """The paper's noise z, in the first decoder blocks: while training, or always (at test too)."""
 
     # --- The training ---
+    # Change these to train longer, with other losses, in less memory, or from a trained run.
     n_epochs: CountOrNone | None = None
     """Epochs at the full learning rate."""
     n_epochs_decay: CountOrNone | None = None
@@ -179,6 +183,7 @@ class Config:
     """Seed of weights, order, augmentation and dropout."""
 
     # --- The machine ---
+    # Change these to choose a device, or for speed; the defaults suit most machines.
     device: Device = "auto"
     """auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -191,6 +196,7 @@ class Config:
     """Processes that prepare pairs beside the training; None: as the machine needs, maybe none."""
 
     # --- What a run writes ---
+    # Change these for more or fewer readings, validations and checkpoints.
     log_interval: Count = 20
     """Steps between two readings of the losses, for the bar and the check on NaN."""
     val_interval: Count = 1
@@ -316,19 +322,72 @@ def parse_command_line() -> tuple[Config, bool]:
         The settings, and whether ``--fresh`` was given. A wrong flag or value prints one message
         and exits with code 2.
     """
-    # torch.distributed.launch adds what it also says in the environment.
-    typed = [word for word in sys.argv[1:] if not re.match("--local[-_]rank=", word)]
-    return tyro.cli(_command_line, args=typed, config=(tyro.conf.OmitArgPrefixes,))
+    config = (tyro.conf.OmitArgPrefixes,)
+    typed = vars(tyro.cli(_command_line(), args=_typed_words(), config=config))
+    fresh = typed.pop("fresh")
+    groups = [vars(group) for group in typed.values()]
+    return Config(**{name: value for group in groups for name, value in group.items()}), fresh
 
 
-def _command_line(
-    config: Annotated[Config, tyro.conf.arg(name="")],
-    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-) -> tuple[Config, bool]:
-    """Train Pix2Pix. The same command again goes on where the run stopped.
+def _typed_words() -> list[str]:
+    """Return the words of the command line, with ``--no-flip`` spelled ``--flip False``."""
+    hints = get_type_hints(Config)
+    switches = "|".join(name for name in hints if _is_switch(hints[name])).replace("_", "[-_]")
+    words = []
+    for word in sys.argv[1:]:
+        if re.match("--local[-_]rank=", word):
+            continue  # torch.distributed.launch adds what it also says in the environment
+        word = re.sub(f"^--no[-_]({switches})(?==|$)", r"--\1=False", word)
+        # The value apart, or tyro compares it too when it looks for what a wrong flag meant.
+        words += word.split("=", 1) if re.match("--[^=]+=[^-]", word) else [word]
+    return words
 
-    Args:
-        config: Settings; None follows the recipe of the data set.
-        fresh: Move an existing run of that name aside and start over.
-    """
-    return config, fresh
+
+def _command_line() -> type:
+    """Return the fields of Config for tyro, in the groups that the comments there name."""
+    texts = r'^    (?:# --- (.+) ---\n    # (.+)|(\w+): .+\n    """(.+)""")$'
+    hints = get_type_hints(Config, include_extras=True)
+    groups: list[tuple[str, str, list]] = [("", "", [])]
+    for title, line, name, text in re.findall(texts, inspect.getsource(Config), re.MULTILINE):
+        if title:
+            groups.append((f"{title}:", line, []))  # tyro adds the word "options"
+        else:
+            hint = _switch(name) if _is_switch(hints[name]) else hints[name]
+            hint = Annotated[hint, tyro.conf.arg(help=text)]
+            groups[-1][2].append((name, hint, getattr(Config, name)))
+
+    fresh = tyro.conf.arg(help="Move an existing run of that name aside and start over.")
+    parts: list = [("fresh", Annotated[bool, tyro.conf.FlagCreatePairsOff, fresh], False)]
+    for title, line, settings in groups:
+        group = make_dataclass("Group", settings)
+        hint = Annotated[group, tyro.conf.arg(name=title, help=line)]
+        parts.append((f"group_{len(parts)}", hint, field(default_factory=group)))
+    text = (
+        "Train Pix2Pix. The same command again goes on where the run stopped. "
+        "None is the value of the data set or the recipe, unless a text says otherwise."
+    )
+    return make_dataclass("CommandLine", parts, namespace={"__doc__": text})
+
+
+def _is_switch(hint: Any) -> bool:
+    return hint in (bool, bool | None)
+
+
+def _switch(name: str) -> Any:
+    """Return the type of a setting of two states: tyro wants a value where it can be None."""
+
+    def read(words: list[str]) -> bool:
+        if words not in ([], ["True"], ["False"]):
+            raise ValueError("type the flag alone, or with --no- before its name")
+        return words != ["False"]
+
+    reading = tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="",
+        instance_from_str=read,
+        is_instance=lambda value: value in (True, False, None),
+        str_from_instance=lambda value: [str(value)],
+    )
+    flag = name.replace("_", "-")
+    names = tyro.conf.arg(name=f"no-{flag}", aliases=[f"--{flag}"])  # --help has the alias first
+    return Annotated[bool | None, reading, names]

@@ -69,7 +69,7 @@ class Config:
     """
 
     recipe: Literal["paper", "modern"] = "modern"
-    """How to learn: as in the paper, or with what has helped since; both are in RECIPES."""
+    """Train as in the paper, or with what improved the results here; both are in RECIPES."""
 
     # --- The data ---
     # Set these to train on your own pictures.
@@ -80,13 +80,13 @@ class Config:
     name: FolderName = ""
     """Name of the run, for its folders of results; empty: the data set's folder name."""
     train_dir: str = ""
-    """Training pairs, where they are not called train: X/learn also finds X/learn_A, X/learn_B."""
+    """Folder of training pairs, if not called train. X/learn also finds X/learn_A, X/learn_B."""
     val_dir: str = ""
-    """Validation pairs, where they are not called val, validation or test; likewise. Or shards."""
+    """Folder or shards of validation pairs, if not called val, validation or test."""
     a: str = ""
-    """Where A pictures are, if not in A: a folder's path (photos/) or name, or an ending, '*_A'."""
+    """A pictures, if not in a folder A: a path (photos/), a folder's name, or an ending ('*_A')."""
     b: str = ""
-    """Where B pictures are, likewise: maps/, masks, or '*_mask' for 1_mask.png beside 1.jpg."""
+    """B pictures, likewise: maps/, masks, or '*_mask' for 1_mask.png beside 1.jpg."""
     val_fraction: Share = 0.1
     """Share of the pairs kept for validation, where the folder has no split of its own."""
     direction: Literal["AtoB", "BtoA"] | None = None
@@ -104,21 +104,21 @@ class Config:
     nearest: Roles = "none"
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
     labels: Roles | None = None
-    """Pictures whose colours or numbers are classes: shown as such, or learned in place of L1."""
+    """Which are label pictures: inputs are shown as classes, targets learned as such, not by L1."""
     ignore: int | None = None
     """Number in label pictures that is no class (255, -1) and is left out of loss and scores."""
     on_bad_picture: Literal["stop", "skip"] = "stop"
-    """stop lists every picture that cannot be used; skip lists them and goes on without."""
+    """List all pictures that cannot be used, then stop, or go on without them (skip)."""
     input_nc: Count | None = None
     """Channels of the inputs; None: as the files have. 1 (grey) and 3 (colour) become the other."""
     output_nc: Count | None = None
     """Channels of the outputs, likewise."""
     input_range: Range | None = None
-    """Input numbers that become -1 and 1; None: all of 8 or 16 bits, else 99.8 % of the data."""
+    """Input numbers scaled to -1 and 1; None: those of 8 or 16 bits, else of 99.8 % of the data."""
     target_range: Range | None = None
     """The same for targets: 0 4095 for 12 bits, 0 1 for masks saved as 0 and 1."""
     alpha: Literal["white", "keep"] = "white"
-    """What is transparent: drawn over white, or opacity kept as a channel."""
+    """Draw transparent pictures over white, or keep opacity as a channel."""
     max_pixels: Count | None = None
     """Pixels of the largest picture that is read; None: 179 million, Pillow's guard."""
     cache_dir: Text = "data/.cache"
@@ -129,11 +129,11 @@ class Config:
     # --- The networks ---
     # Change these for a smaller, larger or other generator and discriminator.
     bottleneck: Literal[1, 2, 4, 8] | None = None
-    """Side of the U-Net's innermost map: 1 (the paper), or 4, in 0.7 of a CPU's time a step."""
+    """Side of the U-Net's innermost map: 1 (the paper), or 4 (smaller and faster)."""
     even_start: bool | None = None
     """Begin with transposed kernels that paint even areas, against a grid of 2 px."""
     refine: bool | None = None
-    """Two convolutions at full size after the U-Net, which see the input too: no grid of 2 px."""
+    """Add two convolutions at full size after the U-Net, which see the input: no grid of 2 px."""
     ngf: Count = 64
     """Channels of the generator's outermost layer."""
     ndf: Count = 64
@@ -154,11 +154,11 @@ class Config:
     batch_size: Count | None = None
     """Pairs a step; the paper takes 1 to 10, by data set (section 3.3)."""
     accumulate: Count = 1
-    """Parts in which a batch is learned from, one after the other: less memory, more time."""
+    """Learn a batch in so many parts, one after the other: less memory, more time."""
     recompute: bool = False
     """Compute the generator's inner maps twice instead of keeping them: less memory, more time."""
     lr: Rate | None = None
-    """Learning rate of Adam, for both networks; the paper's 2e-4 is meant for days of training."""
+    """Learning rate of Adam for both networks: 2e-4 in the recipe "paper", 6e-4 in "modern"."""
     beta1: Decay = 0.5
     """Decay rate of Adam's running mean of the gradient."""
     gan_mode: Literal["vanilla", "lsgan", "none"] = "vanilla"
@@ -170,13 +170,13 @@ class Config:
     lambda_features: Weight | None = None
     """Weight of feature matching: the discriminator's maps of output and target should agree."""
     lambda_perceptual: Weight | None = None
-    """Weight of the distance in a network that knows photos; 0 where targets are classes."""
+    """Weight of the distance in a network trained on photos; 0 where targets are classes."""
     lambda_projected: Weight | None = None
-    """Weight of a second discriminator, which judges what that network sees in a picture."""
+    """Weight of a second discriminator, which judges the maps of that network; 0 likewise."""
     ema_decay: Decay | None = None
     """Use the mean of the generator over its last 1 / (1 - ema_decay) steps or so; 0: the last."""
     init_from: str = ""
-    """File to start a new run from (fine-tuning): generator.pt, latest.pt, latest_net_G.pth."""
+    """File to fine-tune from: generator.pt, latest.pt, .safetensors, latest_net_G.pth."""
     teacher: str = ""
     """Checkpoint of a run whose generator teaches this one, which can be narrower (--ngf 16)."""
     seed: Seed = 0
@@ -193,7 +193,7 @@ class Config:
     cuda_graph: bool = True
     """On CUDA, record each epoch's step once and play it back: far faster at batch size 1."""
     num_workers: CountOrNone | None = None
-    """Processes that prepare pairs beside the training; None: as the machine needs, maybe none."""
+    """Processes that prepare pairs; None: 2 to 8 by cores, none if cached and on a CPU."""
 
     # --- What a run writes ---
     # Change these for more or fewer readings, validations and checkpoints.
@@ -253,13 +253,16 @@ def _plain(value: Any) -> Any:
 def _check_together(config: Config) -> None:
     """Refuse values that cannot work together, naming the smallest change that does."""
     if config.a == config.b != "":
-        raise ValueError(f"a and b are both {config.a}; set them to what tells A from B.")
+        raise ValueError(
+            f"a and b are both {config.a}; set them to two names or endings, such as '*_A' and "
+            "'*_B'."
+        )
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
     if config.gan_mode == "none" and config.lambda_projected:
         raise ValueError(
-            f"gan_mode is none and lambda_projected {config.lambda_projected}, the weight of a "
-            "discriminator; set one of the two otherwise."
+            "gan_mode none has no discriminator, but lambda_projected is "
+            f"{config.lambda_projected:g}; set it to 0, or change gan_mode."
         )
     others = config.lambda_perceptual or (config.is_label("target") and config.lambda_classes)
     if config.gan_mode == "none" and config.lambda_l1 == 0 and not others:
@@ -304,9 +307,9 @@ def _check_parts(config: Config) -> None:
         )
     if config.norm.startswith("batch") and (config.accumulate > 1 or config.recompute):
         raise ValueError(
-            f"norm is {config.norm}, whose statistics are those of all pictures computed at once, "
-            "and are counted at each computation; leave norm at instance, or accumulate and "
-            "recompute out."
+            f"norm {config.norm} needs the whole batch at once, and accumulate and recompute "
+            "compute it in parts or twice; use norm instance, or leave out accumulate and "
+            "recompute."
         )
     if config.teacher and (config.accumulate > 1 or config.recompute):
         raise ValueError(

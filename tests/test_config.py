@@ -41,7 +41,7 @@ def test_without_its_network_the_losses_for_photos_are_left_out_and_told(monkeyp
     monkeypatch.setattr(recipes, "find_spec", lambda name: None)
     config, origin = resolve(Config(dataset="photos"))
     assert not config.asks_photo_network
-    assert origin["lambda_projected"].endswith("not installed: pip install -r requirements.txt")
+    assert origin["lambda_projected"].endswith("not installed (pip install -r requirements.txt)")
     typed, _ = resolve(Config(dataset="photos", lambda_perceptual=5.0))
     assert (typed.lambda_perceptual, typed.lambda_projected) == (5, 0)
     monkeypatch.setattr(photos, "find_spec", lambda name: None)
@@ -52,8 +52,8 @@ def test_without_its_network_the_losses_for_photos_are_left_out_and_told(monkeyp
 
 def test_without_a_discriminator_no_loss_asks_one():
     config, origin = resolve(Config(dataset="photos", gan_mode="none"))
-    assert not config.asks_photo_network and origin["lambda_perceptual"] == "gan_mode is none"
-    with pytest.raises(ValueError, match=r"lambda_projected 1.*set one of the two"):
+    assert not config.asks_photo_network and origin["lambda_perceptual"] == "off: gan_mode is none"
+    with pytest.raises(ValueError, match=r"lambda_projected is 1; set it to 0"):
         Config(gan_mode="none", lambda_projected=1)
 
 
@@ -125,7 +125,7 @@ def test_naming_the_two_folders_leaves_the_recipe_of_towns():
         ({"batch_size": "4"}, ["batch_size is '4'"]),
         ({"lr": 0.0}, ["lr is 0.0", "greater than 0"]),
         ({"lr": float("nan")}, ["lr is nan"]),
-        ({"a": "*_A", "b": "*_A"}, ["a and b are both *_A"]),
+        ({"a": "*_A", "b": "*_A"}, ["a and b are both *_A", "two names or endings"]),
         ({"n_epochs": 0, "n_epochs_decay": 0}, ["set n_epochs to 1"]),
         ({"name": "../elsewhere"}, ["name is", "without slashes"]),
         ({"name": ".."}, ["name is", "without slashes"]),
@@ -309,7 +309,7 @@ def test_every_preset_resolves():
     ("settings", "message"),
     [
         ({"batch_size": 6, "accumulate": 4}, "equal parts"),
-        ({"norm": "batch", "recompute": True}, "norm is batch"),
+        ({"norm": "batch", "recompute": True}, "norm batch needs the whole batch"),
     ],
 )
 def test_parts_that_would_be_another_batch_are_refused(settings: dict, message: str):

@@ -141,7 +141,10 @@ def compare(
         sheet_of(strips).save(draft, format="PNG")
     with whole_file(page.with_name("blind.html")) as draft:
         draft.write_text(blind_page(strips), encoding="utf-8")
-    print(f"All pictures side by side: {page}; and there some, to choose the better ones blindly.")
+    print(
+        f"All pictures side by side: {page}. Beside it, blind.html asks which of two outputs is "
+        "better."
+    )
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Every setting of a training run: edit a default below, or type its flag at ``train.py``."""
 
 import functools
+import inspect
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
@@ -68,9 +69,10 @@ class Config:
     """
 
     recipe: Literal["paper", "modern"] = "modern"
-    """How to learn: as in the paper, or with what has helped since; both are in RECIPES."""
+    """Train as in the paper, or with what improved the results here; both are in RECIPES."""
 
     # --- The data ---
+    # Set these to train on your own pictures.
     dataset: Text = "towns"
     """Folder of pairs; shards, as 'x/train-{000..099}.tar'; or a name in PRESETS (made for you)."""
     mirror: Text = OFFICIAL
@@ -78,13 +80,13 @@ class Config:
     name: FolderName = ""
     """Name of the run, for its folders of results; empty: the data set's folder name."""
     train_dir: str = ""
-    """Training pairs, where they are not called train: X/learn also finds X/learn_A, X/learn_B."""
+    """Folder of training pairs, if not called train. X/learn also finds X/learn_A, X/learn_B."""
     val_dir: str = ""
-    """Validation pairs, where they are not called val, validation or test; likewise. Or shards."""
+    """Folder or shards of validation pairs, if not called val, validation or test."""
     a: str = ""
-    """Where A pictures are, if not in A: a folder's path (photos/) or name, or an ending, '*_A'."""
+    """A pictures, if not in a folder A: a path (photos/), a folder's name, or an ending ('*_A')."""
     b: str = ""
-    """Where B pictures are, likewise: maps/, masks, or '*_mask' for 1_mask.png beside 1.jpg."""
+    """B pictures, likewise: maps/, masks, or '*_mask' for 1_mask.png beside 1.jpg."""
     val_fraction: Share = 0.1
     """Share of the pairs kept for validation, where the folder has no split of its own."""
     direction: Literal["AtoB", "BtoA"] | None = None
@@ -102,21 +104,21 @@ class Config:
     nearest: Roles = "none"
     """Pictures to resize by nearest neighbour: labels, so that no colours are invented."""
     labels: Roles | None = None
-    """Pictures whose colours or numbers are classes: shown as such, or learned in place of L1."""
+    """Which are label pictures: inputs are shown as classes, targets learned as such, not by L1."""
     ignore: int | None = None
     """Number in label pictures that is no class (255, -1) and is left out of loss and scores."""
     on_bad_picture: Literal["stop", "skip"] = "stop"
-    """stop lists every picture that cannot be used; skip lists them and goes on without."""
+    """List all pictures that cannot be used, then stop, or go on without them (skip)."""
     input_nc: Count | None = None
     """Channels of the inputs; None: as the files have. 1 (grey) and 3 (colour) become the other."""
     output_nc: Count | None = None
     """Channels of the outputs, likewise."""
     input_range: Range | None = None
-    """Input numbers that become -1 and 1; None: all of 8 or 16 bits, else 99.8 % of the data."""
+    """Input numbers scaled to -1 and 1; None: those of 8 or 16 bits, else of 99.8 % of the data."""
     target_range: Range | None = None
     """The same for targets: 0 4095 for 12 bits, 0 1 for masks saved as 0 and 1."""
     alpha: Literal["white", "keep"] = "white"
-    """What is transparent: drawn over white, or opacity kept as a channel."""
+    """Draw transparent pictures over white, or keep opacity as a channel."""
     max_pixels: Count | None = None
     """Pixels of the largest picture that is read; None: 179 million, Pillow's guard."""
     cache_dir: Text = "data/.cache"
@@ -125,12 +127,13 @@ class Config:
     """Largest cache of one data set, in GB; above it pictures are decoded each time."""
 
     # --- The networks ---
+    # Change these for a smaller, larger or other generator and discriminator.
     bottleneck: Literal[1, 2, 4, 8] | None = None
-    """Side of the U-Net's innermost map: 1 (the paper), or 4, in 0.7 of a CPU's time a step."""
+    """Side of the U-Net's innermost map: 1 (the paper), or 4 (smaller and faster)."""
     even_start: bool | None = None
     """Begin with transposed kernels that paint even areas, against a grid of 2 px."""
     refine: bool | None = None
-    """Two convolutions at full size after the U-Net, which see the input too: no grid of 2 px."""
+    """Add two convolutions at full size after the U-Net, which see the input: no grid of 2 px."""
     ngf: Count = 64
     """Channels of the generator's outermost layer."""
     ndf: Count = 64
@@ -143,6 +146,7 @@ class Config:
     """The paper's noise z, in the first decoder blocks: while training, or always (at test too)."""
 
     # --- The training ---
+    # Change these to train longer, with other losses, in less memory, or from a trained run.
     n_epochs: CountOrNone | None = None
     """Epochs at the full learning rate."""
     n_epochs_decay: CountOrNone | None = None
@@ -150,11 +154,11 @@ class Config:
     batch_size: Count | None = None
     """Pairs a step; the paper takes 1 to 10, by data set (section 3.3)."""
     accumulate: Count = 1
-    """Parts in which a batch is learned from, one after the other: less memory, more time."""
+    """Learn a batch in so many parts, one after the other: less memory, more time."""
     recompute: bool = False
     """Compute the generator's inner maps twice instead of keeping them: less memory, more time."""
     lr: Rate | None = None
-    """Learning rate of Adam, for both networks; the paper's 2e-4 is meant for days of training."""
+    """Learning rate of Adam for both networks: 2e-4 in the recipe "paper", 6e-4 in "modern"."""
     beta1: Decay = 0.5
     """Decay rate of Adam's running mean of the gradient."""
     gan_mode: Literal["vanilla", "lsgan", "none"] = "vanilla"
@@ -166,19 +170,20 @@ class Config:
     lambda_features: Weight | None = None
     """Weight of feature matching: the discriminator's maps of output and target should agree."""
     lambda_perceptual: Weight | None = None
-    """Weight of the distance in a network that knows photos; 0 where targets are classes."""
+    """Weight of the distance in a network trained on photos; 0 where targets are classes."""
     lambda_projected: Weight | None = None
-    """Weight of a second discriminator, which judges what that network sees in a picture."""
+    """Weight of a second discriminator, which judges the maps of that network; 0 likewise."""
     ema_decay: Decay | None = None
     """Use the mean of the generator over its last 1 / (1 - ema_decay) steps or so; 0: the last."""
     init_from: str = ""
-    """File to start a new run from (fine-tuning): generator.pt, latest.pt, latest_net_G.pth."""
+    """File to fine-tune from: generator.pt, latest.pt, .safetensors, latest_net_G.pth."""
     teacher: str = ""
     """Checkpoint of a run whose generator teaches this one, which can be narrower (--ngf 16)."""
     seed: Seed = 0
     """Seed of weights, order, augmentation and dropout."""
 
     # --- The machine ---
+    # Change these to choose a device, or for speed; the defaults suit most machines.
     device: Device = "auto"
     """auto (CUDA, else Apple MPS, else CPU), or cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -188,9 +193,10 @@ class Config:
     cuda_graph: bool = True
     """On CUDA, record each epoch's step once and play it back: far faster at batch size 1."""
     num_workers: CountOrNone | None = None
-    """Processes that prepare pairs beside the training; None: as the machine needs, maybe none."""
+    """Processes that prepare pairs; None: 2 to 8 by cores, none if cached and on a CPU."""
 
     # --- What a run writes ---
+    # Change these for more or fewer readings, validations and checkpoints.
     log_interval: Count = 20
     """Steps between two readings of the losses, for the bar and the check on NaN."""
     val_interval: Count = 1
@@ -247,13 +253,16 @@ def _plain(value: Any) -> Any:
 def _check_together(config: Config) -> None:
     """Refuse values that cannot work together, naming the smallest change that does."""
     if config.a == config.b != "":
-        raise ValueError(f"a and b are both {config.a}; set them to what tells A from B.")
+        raise ValueError(
+            f"a and b are both {config.a}; set them to two names or endings, such as '*_A' and "
+            "'*_B'."
+        )
     if config.n_epochs == 0 and config.n_epochs_decay == 0:
         raise ValueError("n_epochs and n_epochs_decay are both 0; set n_epochs to 1 or more.")
     if config.gan_mode == "none" and config.lambda_projected:
         raise ValueError(
-            f"gan_mode is none and lambda_projected {config.lambda_projected}, the weight of a "
-            "discriminator; set one of the two otherwise."
+            "gan_mode none has no discriminator, but lambda_projected is "
+            f"{config.lambda_projected:g}; set it to 0, or change gan_mode."
         )
     others = config.lambda_perceptual or (config.is_label("target") and config.lambda_classes)
     if config.gan_mode == "none" and config.lambda_l1 == 0 and not others:
@@ -298,9 +307,9 @@ def _check_parts(config: Config) -> None:
         )
     if config.norm.startswith("batch") and (config.accumulate > 1 or config.recompute):
         raise ValueError(
-            f"norm is {config.norm}, whose statistics are those of all pictures computed at once, "
-            "and are counted at each computation; leave norm at instance, or accumulate and "
-            "recompute out."
+            f"norm {config.norm} needs the whole batch at once, and accumulate and recompute "
+            "compute it in parts or twice; use norm instance, or leave out accumulate and "
+            "recompute."
         )
     if config.teacher and (config.accumulate > 1 or config.recompute):
         raise ValueError(
@@ -316,19 +325,72 @@ def parse_command_line() -> tuple[Config, bool]:
         The settings, and whether ``--fresh`` was given. A wrong flag or value prints one message
         and exits with code 2.
     """
-    # torch.distributed.launch adds what it also says in the environment.
-    typed = [word for word in sys.argv[1:] if not re.match("--local[-_]rank=", word)]
-    return tyro.cli(_command_line, args=typed, config=(tyro.conf.OmitArgPrefixes,))
+    config = (tyro.conf.OmitArgPrefixes,)
+    typed = vars(tyro.cli(_command_line(), args=_typed_words(), config=config))
+    fresh = typed.pop("fresh")
+    groups = [vars(group) for group in typed.values()]
+    return Config(**{name: value for group in groups for name, value in group.items()}), fresh
 
 
-def _command_line(
-    config: Annotated[Config, tyro.conf.arg(name="")],
-    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-) -> tuple[Config, bool]:
-    """Train Pix2Pix. The same command again goes on where the run stopped.
+def _typed_words() -> list[str]:
+    """Return the words of the command line, with ``--no-flip`` spelled ``--flip False``."""
+    hints = get_type_hints(Config)
+    switches = "|".join(name for name in hints if _is_switch(hints[name])).replace("_", "[-_]")
+    words = []
+    for word in sys.argv[1:]:
+        if re.match("--local[-_]rank=", word):
+            continue  # torch.distributed.launch adds what it also says in the environment
+        word = re.sub(f"^--no[-_]({switches})(?==|$)", r"--\1=False", word)
+        # The value apart, or tyro compares it too when it looks for what a wrong flag meant.
+        words += word.split("=", 1) if re.match("--[^=]+=[^-]", word) else [word]
+    return words
 
-    Args:
-        config: Settings; None follows the recipe of the data set.
-        fresh: Move an existing run of that name aside and start over.
-    """
-    return config, fresh
+
+def _command_line() -> type:
+    """Return the fields of Config for tyro, in the groups that the comments there name."""
+    texts = r'^    (?:# --- (.+) ---\n    # (.+)|(\w+): .+\n    """(.+)""")$'
+    hints = get_type_hints(Config, include_extras=True)
+    groups: list[tuple[str, str, list]] = [("", "", [])]
+    for title, line, name, text in re.findall(texts, inspect.getsource(Config), re.MULTILINE):
+        if title:
+            groups.append((f"{title}:", line, []))  # tyro adds the word "options"
+        else:
+            hint = _switch(name) if _is_switch(hints[name]) else hints[name]
+            hint = Annotated[hint, tyro.conf.arg(help=text)]
+            groups[-1][2].append((name, hint, getattr(Config, name)))
+
+    fresh = tyro.conf.arg(help="Move an existing run of that name aside and start over.")
+    parts: list = [("fresh", Annotated[bool, tyro.conf.FlagCreatePairsOff, fresh], False)]
+    for title, line, settings in groups:
+        group = make_dataclass("Group", settings)
+        hint = Annotated[group, tyro.conf.arg(name=title, help=line)]
+        parts.append((f"group_{len(parts)}", hint, field(default_factory=group)))
+    text = (
+        "Train Pix2Pix. The same command again goes on where the run stopped. "
+        "None is the value of the data set or the recipe, unless a text says otherwise."
+    )
+    return make_dataclass("CommandLine", parts, namespace={"__doc__": text})
+
+
+def _is_switch(hint: Any) -> bool:
+    return hint in (bool, bool | None)
+
+
+def _switch(name: str) -> Any:
+    """Return the type of a setting of two states: tyro wants a value where it can be None."""
+
+    def read(words: list[str]) -> bool:
+        if words not in ([], ["True"], ["False"]):
+            raise ValueError("type the flag alone, or with --no- before its name")
+        return words != ["False"]
+
+    reading = tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="",
+        instance_from_str=read,
+        is_instance=lambda value: value in (True, False, None),
+        str_from_instance=lambda value: [str(value)],
+    )
+    flag = name.replace("_", "-")
+    names = tyro.conf.arg(name=f"no-{flag}", aliases=[f"--{flag}"])  # --help has the alias first
+    return Annotated[bool | None, reading, names]

@@ -114,8 +114,9 @@ class Discriminator(nn.Module):
 class ProjectedDiscriminator(nn.Module):
     """Judges a picture by its maps in a network that knows photos (arXiv 2111.01007).
 
-    It starts with eyes that a PatchGAN has to grow. Each map has a head of its own. Of its channels
-    a head sees 64 random mixtures, which never change, so that it cannot settle on a few.
+    Its maps come from a trained network, so it need not learn to see first. Each map has a head of
+    its own. Of its channels a head sees 64 random mixtures, which never change, so that it cannot
+    settle on a few.
 
     Args:
         input_nc: Channels of the input picture.

@@ -62,7 +62,8 @@ class Reader(Measure):
         }
         if missing := [what for what, is_so in wanted.items() if not is_so]:
             raise ValueError(
-                f"{path} cannot read these outputs; give as --reader one {' and '.join(missing)}."
+                f"{path} cannot read these outputs; --reader needs a generator "
+                f"{' and '.join(missing)}."
             )
         palette = self.reader.sides.target.palette
         if palette is None:
@@ -132,7 +133,7 @@ def score_checkpoints(
     Args:
         checkpoints: generator.pt or latest.pt of one run or more.
         dataset: Folder of pairs, shards, or a name in PRESETS; empty: that of the training.
-        split: val or train; of another data set without a split of its own, all are taken.
+        split: val or train; another data set without a split is scored whole.
         direction: AtoB or BtoA, where the checkpoint does not say it (the authors' files).
         reader: Checkpoint trained in the opposite direction, to read the outputs back.
         pictures: Pictures to save at most, spread evenly over the set.
@@ -163,9 +164,9 @@ def score_checkpoints(
     shown = [one.run for one in scored]
     if twice := next((one for one in scored if shown.count(one.run) > 1), None):
         raise ValueError(
-            f"{twice.checkpoint} and another one are both of a run called "
-            f"{twice.translator.config.name}, so that their scores would be written to the same "
-            "files; give a copy of it another name."
+            f"{twice.checkpoint} and another checkpoint are of a run named "
+            f"{twice.translator.config.name}, so their scores would overwrite each other; copy one "
+            "to a file of another name."
         )
     summaries = []
     for one in scored:

@@ -68,7 +68,9 @@ def export(
     output = Path(output)
     if output.suffix == ".safetensors":
         if precision not in (None, "fp32"):
-            raise ValueError(f"Safetensors are written as they are; leave out {precision}.")
+            raise ValueError(
+                f"Safetensors holds the weights in float32; leave out --precision {precision}."
+            )
         size = write_safetensors(load_generator(checkpoint, device="cpu"), output)
         print(f"{output}: {size:.1f} MB")
         return
@@ -262,7 +264,7 @@ def starts(translator: Translator) -> list[Tensor]:
     """
     config, sides = translator.config, translator.sides
     if not any(Path(place, config.dataset).is_dir() for place in ("", "data")):
-        print(f"{config.dataset} is not here, so the page has no pictures to start from.")
+        print(f"Data set {config.dataset} was not found; the page has no pictures to start from.")
         return []
     if sides.input.palette:
         side = min(2 * config.crop_size, MAX_CROP)

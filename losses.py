@@ -125,7 +125,7 @@ def projected_discriminator_loss(
 ) -> Tensor:
     """Return the hinge loss that a projected discriminator minimises, the mean of its heads'.
 
-    A logit beyond 1 for real, or -1 for fake, is sure enough and teaches no more.
+    A logit above 1 for real, or below -1 for fake, gives no gradient.
     """
     losses = [
         F.relu(1 - real).mean() + F.relu(1 + fake).mean()

@@ -23,7 +23,7 @@ PAPER: dict[str, Any] = {
     "n_epochs_decay": 100,
 }
 
-# How to learn: as in the paper, or with what has helped since (measured in the README).
+# Train as in the paper, or with what improved the results here (docs/results.md).
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "bottleneck": 1,
@@ -145,7 +145,7 @@ def _learn_classes(
     if replace(config, **(values | typed)).is_label("target"):
         losses = ("lambda_l1", "lambda_perceptual", "lambda_projected")
         values.update(dict.fromkeys(losses, 0.0))
-        origin.update(dict.fromkeys(losses, "classes have a loss of their own"))
+        origin.update(dict.fromkeys(losses, "off: targets are learned as classes"))
         if any(typed.get(name) for name in losses):
             raise ValueError(
                 f"{', '.join(losses)} have no effect where targets are learned as classes (labels "
@@ -157,9 +157,9 @@ def _know_photos(config: Config, values: dict[str, Any], origin: dict[str, str])
     """Leave out what the recipe asks of a network that knows photos, where that cannot work."""
     missing = [name for name in PHOTO_PACKAGES if find_spec(name) is None]
     if config.gan_mode == "none":
-        why = "gan_mode is none"
+        why = "off: gan_mode is none"
     elif missing:
-        why = f"{missing[0]} is not installed: pip install -r requirements.txt"
+        why = f"off: {missing[0]} is not installed (pip install -r requirements.txt)"
     else:
         return
     for name in ("lambda_perceptual", "lambda_projected"):

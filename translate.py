@@ -58,7 +58,7 @@ class Options:
             pictures of many sizes). The output is scaled back.
         tile: Side in pixels of the overlapping tiles in which larger pictures are translated.
         precision: auto, fp32, bf16 or fp16; if not given, as in the training, but fp32 for outputs
-            of over 8 bits, whose digits half precision has not.
+            of over 8 bits: half precision has too few digits.
         alpha: keep makes the output transparent where the input is; white draws that over white.
         whole: Translate the whole of pictures that look like the pairs of the training, not only
             their input halves.
@@ -188,7 +188,9 @@ def _as_trained(picture: Picture, side: Side) -> np.ndarray:
         raise UnlikeError(why)
     if side.index and (share := share_unknown(picture.pixels, side.palette)):
         known = ", ".join(side.palette)
-        raise UnlikeError(f"{share:.1%} of it is of no class that the training had ({known})")
+        raise UnlikeError(
+            f"{share:.1%} of its pixels have a colour that is no class of the training ({known})"
+        )
     return to_kind(picture.pixels, side.kind)
 
 
@@ -212,8 +214,8 @@ def _scaled(pixels: np.ndarray, translator: Translator, options: Options) -> np.
         shape = (config.crop_size, config.crop_size)
     elif trained_on is None:
         raise ValueError(
-            "The checkpoint does not say what size its training pictures had, so other pictures "
-            'cannot be scaled as those were; set scale to "own" (as they are) or to "crop".'
+            "The checkpoint does not say how large its training pictures were, so scale "
+            '"trained" cannot work; set scale to "own" (as they are) or "crop".'
         )
     else:
         sides = (min(trained_on),) * 2 if config.keep_aspect else trained_on
@@ -427,8 +429,8 @@ def _check_film(source: Path, output: Path, side: Side, options: Options) -> Non
     kind = Kind(side.channels, side.dtype, side.index)
     if not side.index and (side.dtype != "uint8" or side.channels not in (1, 3)):
         raise ValueError(
-            f"Films have 8 bits of grey or colour, and the outputs {kind}; save the frames as "
-            "pictures and translate those."
+            f"A film holds 8 bits of grey or colour, but the outputs are {kind}; save the frames "
+            "as pictures and translate those."
         )
     if options.alpha == "keep":
         raise ValueError("Films are drawn over white; leave out --alpha keep.")
@@ -482,7 +484,9 @@ def translate_files(
     translator = load_generator(checkpoint, device)
     if _means_film(source, output):
         if samples or suffix:
-            raise ValueError("A film has one output, named whole; leave out --samples, --suffix.")
+            raise ValueError(
+                "A film has one output, whose name you give; leave out --samples and --suffix."
+            )
         if skip_existing and output.exists():
             print(f"{output} exists; {source} is left out")
         else:
@@ -553,7 +557,7 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         raise ValueError(
-            "The memory does not hold this; lower --tile, and add --skip-existing to go on."
+            "Out of memory; lower --tile, and add --skip-existing to go on."
         ) from error
     sys.exit(1 if failed else 0)
 

@@ -309,8 +309,8 @@ def explaining(path: Path) -> Iterator[None]:
         reason = str(error).partition("\n")[0].rstrip(".")
         reason = f"it lacks {error}" if isinstance(error, KeyError) else reason
         raise CheckpointError(
-            f"{path} cannot be used: {reason}. Expected a checkpoint as train.py of this version "
-            "writes it; copy it again, or train again."
+            f"{path} cannot be used: {reason}. Expected a checkpoint of this version's train.py; "
+            "copy it again, or train again."
         ) from error
 
 

@@ -106,8 +106,8 @@ def own_device(device: torch.device, processes: Processes) -> torch.device:
         return device
     if device != torch.device("cuda:0"):
         raise ValueError(
-            f"device is {device}, which one process can use; with many, set it to cuda (each takes "
-            "a card of its own) or cpu."
+            f"device {device} serves one process only; with several, set device to cuda (a card "
+            "for each process) or cpu."
         )
     # Slurm can show each process one card alone, its own, which it then calls the first. Those of
     # torchrun, which sets LOCAL_WORLD_SIZE, all see the same ones.

@@ -223,7 +223,7 @@ class Processes:
         named = ", ".join(map(str, missing)) or "unknown"
         raise LostProcessError(
             f"Of {self.count} processes, rank {named} {what}; its own output, or torchrun's, may "
-            "say why. The run is as its last checkpoint has it: give the same command to go on."
+            "say why. The run goes on from its last checkpoint: give the same command."
         ) from error
 
 
@@ -337,15 +337,14 @@ def _check(config: Config, count: int) -> None:
     if config.batch_size % (count * config.accumulate):
         parts = f", each in {config.accumulate} parts (accumulate)" if config.accumulate > 1 else ""
         raise ValueError(
-            f"batch_size {config.batch_size}, the pictures of a step over all processes, cannot be "
-            f"shared evenly by {count} of them{parts}; set it to a multiple of "
-            f"{count * config.accumulate}, or start another number."
+            f"batch_size {config.batch_size} cannot be shared evenly by {count} processes{parts}; "
+            f"set it to a multiple of {count * config.accumulate}, or start another number of "
+            "processes."
         )
     if config.norm.startswith("batch"):
         raise ValueError(
-            f"norm is {config.norm}, whose statistics would be those of each process's share of "
-            f"the batch, so that {count} processes would make another run than one; leave norm at "
-            "instance, or start one process."
+            f"norm {config.norm} takes statistics over the batch, and each of {count} processes "
+            "sees only its share; use norm instance, or start one process."
         )
 
 

@@ -239,8 +239,8 @@ def _painted(numbers: np.ndarray, ignore: int | None) -> np.ndarray:
     low, high = (classes.min(), classes.max()) if classes.size else (0, 0)
     if low < 0 or high > 255 or (classes % 1).any():
         raise UnusableError(
-            f"its numbers, {low:g} to {high:g}, are not those of classes, which are whole ones "
-            "from 0 to 255, and the one that ignore names"
+            f"its numbers go from {low:g} to {high:g}; classes are whole numbers from 0 to 255, or "
+            "the one that ignore names"
         )
     return painted(numbers[..., 0], ignore)
 

@@ -54,7 +54,7 @@ def fetch(name: str, *, mirror: str, data_dir: Path = Path("data")) -> Path:
     address = f"{mirror.rstrip('/')}/{name}.tar.gz"
     with _explained(address, target):
         if target.exists() or target.is_symlink():
-            raise ValueError(f"{target} is in the way and no folder; move it elsewhere")
+            raise ValueError(f"{target} exists but is not a folder; move it elsewhere")
         data_dir.mkdir(parents=True, exist_ok=True)
         with opened(address, data_dir) as archive, whole_folder(target) as folder:
             _unpack(archive, folder, name)

@@ -351,9 +351,9 @@ def check_apart(
     if mixed := both or (named if len(named) < len(train) else []):
         names = ", ".join(shortened([str(files[0]) for files in mixed], most=3))
         raise ValueError(
-            f"{len(mixed)} of {len(train)} to train on are there to validate on: {names}. Keep "
-            "both apart: in folders of their own, as train and val, or in shards of their own, "
-            "as train-0.tar and val-0.tar"
+            f"{len(mixed)} of {len(train)} training pairs or shards are also for validation: "
+            f"{names}. Keep both apart: in folders of their own, as train and val, or in shards of "
+            "their own, as train-0.tar and val-0.tar"
         )
 
 
@@ -435,7 +435,7 @@ def matched(
 
 
 def _left_out(split: Split, used: Sequence[Path], searched: Sequence[Path]) -> str:
-    """Say what lies in the folders that were searched or used and is in no pair."""
+    """List the files in the folders searched or used that belong to no pair."""
     known = {file for pair in (*split.train, *split.val) for file in pair.files}
     known |= {above for folder in used for above in (folder, *folder.parents)}  # perhaps linked
     here = dict.fromkeys(path for folder in (*searched, *used) for path in files_below(folder))
@@ -476,8 +476,8 @@ def hold_out(ranks: np.ndarray, val_fraction: float, seed: int, where: Path) -> 
     """
     if len(ranks) < 2:
         raise ValueError(
-            f"{where} holds one pair only, and at least two are needed, one of them to validate "
-            "on. Add pairs, or set val_dir to where others are"
+            f"{where} holds only one pair; training and validation need one each. Add pairs, or "
+            "set val_dir to others"
         )
     n_val = min(max(1, round(len(ranks) * val_fraction)), len(ranks) - 1)
     # Ranks follow from names, so most of the split stays when pairs are added later.

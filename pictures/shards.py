@@ -134,8 +134,8 @@ def find_sharded(
     names = Named(a, b)
     if names.paths:
         raise ValueError(
-            f"{pattern} are shards, and a and b are paths of folders beside them. Give the names "
-            "that folders have within the shards, or what names end in"
+            f"{pattern} are shards, but a and b are paths. Give the names of folders within the "
+            "shards, or endings such as '*.photo'"
         )
     opened = partial(_opened, names=names, folder=Path(cache_dir), on_bad_picture=on_bad_picture)
     shards = find_shards(pattern)
@@ -171,8 +171,8 @@ def _val_shards(pattern: str) -> list[Path]:
 def _check_alike(train: Pair, val: Pair) -> None:
     if (train.b is None) != (val.b is None):
         raise ValueError(
-            f"{train.a} and, to validate on, {val.a} do not lie alike: one file holds both "
-            "halves, or each has its own. Make both sets in one way"
+            f"Training pairs ({train.a}) and validation pairs ({val.a}) have different layouts: "
+            "one set is side by side, the other in two files each. Give both one layout"
         )
 
 

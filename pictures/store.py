@@ -126,4 +126,4 @@ class PairsInShards:
         """Say once, whichever process meets it, that a pair is left out."""
         if number not in self._told:
             self._told.add(number)
-            print(f"\nleft out, the next pair stands for it:\n{error}", file=sys.__stderr__)
+            print(f"\nleft out; the next pair takes its place:\n{error}", file=sys.__stderr__)

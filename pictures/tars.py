@@ -92,8 +92,8 @@ def find_shards(pattern: str) -> list[Path]:
     """
     if ADDRESS.match(pattern):
         raise ValueError(
-            f"{pattern} is an address, and shards are local files, which are read at any place. "
-            "Fetch them, or mount where they are as a folder"
+            f"{pattern} is an address, but shards must be local files. Fetch them, or mount their "
+            "place as a folder"
         )
     if COMPRESSED.search(pattern):
         raise _compressed(pattern)
@@ -129,7 +129,9 @@ def _numbered(pattern: str) -> list[str]:
         return [pattern]
     first, last = found.groups()
     if int(last) - int(first) >= MOST_SHARDS:
-        raise ValueError(f"{pattern} numbers more than {MOST_SHARDS} shards. Give those there are")
+        raise ValueError(
+            f"{pattern} stands for more than {MOST_SHARDS} shards. Give the numbers that exist"
+        )
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [path for number in numbers for path in _numbered(f"{before}{number}{after}")]

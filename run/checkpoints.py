@@ -179,7 +179,7 @@ class Checkpoints:
             remains = [*self.folder.glob("*.pt"), *self.results.glob("metrics.csv")]
             if remains:
                 raise ValueError(
-                    f"{remains[0]} is of an earlier run, and {self.latest}, to go on from, is "
+                    f"{remains[0]} belongs to an earlier run, but its checkpoint {self.latest} is "
                     "gone. Bring it back, give the new run a name of its own (--name), or add "
                     "--fresh to move what is left aside and start over."
                 )
@@ -263,8 +263,8 @@ class Checkpoints:
         first, *others = self.processes.gather(digest)
         if different := [rank for rank, other in enumerate(others, start=1) if other != first]:
             raise ValueError(
-                f"The processes of rank {', '.join(map(str, different))} see other pairs than the "
-                "first; give all the same data set, on a disk that they share or as copies."
+                f"The processes of rank {', '.join(map(str, different))} find other pairs than "
+                "process 0; give all of them the same data set, on a shared disk or as copies."
             )
 
     @rank_zero_only
@@ -308,7 +308,7 @@ class Checkpoints:
         except OSError as error:  # Windows: another program has one of them open
             raise CheckpointWriteError(
                 f"{self.incoming} could not be renamed to {self.latest} ({reason_of(error)}); "
-                "close what has it open. The same command goes on from it all the same."
+                "close the program that has it open. The same command goes on from it."
             ) from error
         self.whole = self.latest
         self._save_generator(state, self.generator)

@@ -76,8 +76,8 @@ def split_of(config: Config) -> Split:
     if is_shards(config.dataset):
         if config.train_dir or is_path(config.a):
             raise ValueError(
-                "The data set is one of shards, and folders are named beside it; leave train_dir, "
-                "a and b out, or give a folder as the data set."
+                "The data set consists of shards, so train_dir and paths in a and b cannot be "
+                "used; leave them out, or give a folder as the data set."
             )
         return find_sharded(
             config.dataset, config.val_dir, **held_out, cache_dir=config.cache_dir, **sides

@@ -98,7 +98,7 @@ class TrainingState:
         # In fp16 the scaler may have skipped all steps so far.
         has_learned = bool(self.epoch or self.step) and not saved["scaler"]
         if has_learned and not saved["optimizer_g"]["state"]:
-            raise ValueError("the generator's optimiser does not hold what it has gathered")
+            raise ValueError("the generator's optimiser has lost its state")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
@@ -116,7 +116,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any]) 
                 raise ValueError(f"{name} {number} of an optimiser is not of its weights' shape")
         mean, square = gathered["exp_avg"], gathered["exp_avg_sq"]
         if not (mean.isfinite().all() and (square >= 0).all() and float(gathered["step"]) >= 1):
-            raise ValueError(f"what an optimiser has gathered of its weights {number} cannot be")
+            raise ValueError(f"an optimiser's state of weights {number} is impossible")
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": own})
 

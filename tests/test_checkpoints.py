@@ -166,9 +166,9 @@ def test_the_only_whole_checkpoint_is_never_removed(towns: Path, monkeypatch: py
         (lambda c: c["discriminator"].update({"layers.0.weight": torch.zeros(1)}), "the shape"),
         (lambda c: c["average"]["encoder.0.1.weight"].fill_(math.nan), "infinite or NaN"),
         (lambda c: c["optimizer_d"]["state"][0].update(exp_avg=torch.zeros(1)), "exp_avg 0"),
-        (lambda c: c["optimizer_g"]["state"].clear(), "optimiser does not hold"),
+        (lambda c: c["optimizer_g"]["state"].clear(), "optimiser has lost its state"),
         (lambda c: c["optimizer_g"]["state"].pop(3), "state of all its weights"),
-        (lambda c: c["optimizer_d"]["state"][1]["exp_avg_sq"].sub_(1), "weights 1 cannot be"),
+        (lambda c: c["optimizer_d"]["state"][1]["exp_avg_sq"].sub_(1), "weights 1 is impossible"),
         (lambda c: c.update(pairs=[]), "what the pairs are"),
         (lambda c: c.update(step=9), "step 9 of 8"),
         (lambda c: c["totals"].update({5: torch.tensor(1.0)}), "totals is"),
@@ -381,7 +381,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_over(towns: Path):
     for name in ("latest.pt", "previous.pt"):
         Path("checkpoints/a", name).unlink()
     before = Path("evaluation/a/metrics.csv").read_bytes()
-    with pytest.raises(ValueError, match=r"latest\.pt, to go on from, is gone.*--fresh"):
+    with pytest.raises(ValueError, match=r"its checkpoint .*latest\.pt is gone.*--fresh"):
         train(config)
     assert Path("evaluation/a/metrics.csv").read_bytes() == before
     train(config, fresh=True)

@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_without_its_network_the_losses_for_photos_are_left_out_and_told(monkeyp
     monkeypatch.setattr(recipes, "find_spec", lambda name: None)
     config, origin = resolve(Config(dataset="photos"))
     assert not config.asks_photo_network
-    assert origin["lambda_projected"].endswith("not installed: pip install -r requirements.txt")
+    assert origin["lambda_projected"].endswith("not installed (pip install -r requirements.txt)")
     typed, _ = resolve(Config(dataset="photos", lambda_perceptual=5.0))
     assert (typed.lambda_perceptual, typed.lambda_projected) == (5, 0)
     monkeypatch.setattr(photos, "find_spec", lambda name: None)
@@ -51,8 +52,8 @@ def test_without_its_network_the_losses_for_photos_are_left_out_and_told(monkeyp
 
 def test_without_a_discriminator_no_loss_asks_one():
     config, origin = resolve(Config(dataset="photos", gan_mode="none"))
-    assert not config.asks_photo_network and origin["lambda_perceptual"] == "gan_mode is none"
-    with pytest.raises(ValueError, match=r"lambda_projected 1.*set one of the two"):
+    assert not config.asks_photo_network and origin["lambda_perceptual"] == "off: gan_mode is none"
+    with pytest.raises(ValueError, match=r"lambda_projected is 1; set it to 0"):
         Config(gan_mode="none", lambda_projected=1)
 
 
@@ -124,7 +125,7 @@ def test_naming_the_two_folders_leaves_the_recipe_of_towns():
         ({"batch_size": "4"}, ["batch_size is '4'"]),
         ({"lr": 0.0}, ["lr is 0.0", "greater than 0"]),
         ({"lr": float("nan")}, ["lr is nan"]),
-        ({"a": "*_A", "b": "*_A"}, ["a and b are both *_A"]),
+        ({"a": "*_A", "b": "*_A"}, ["a and b are both *_A", "two names or endings"]),
         ({"n_epochs": 0, "n_epochs_decay": 0}, ["set n_epochs to 1"]),
         ({"name": "../elsewhere"}, ["name is", "without slashes"]),
         ({"name": ".."}, ["name is", "without slashes"]),
@@ -174,11 +175,99 @@ def test_a_path_is_the_same_however_it_is_typed():
     assert resolve(Config(dataset="/"))[0].name == "run"
 
 
-def test_help_explains_every_setting():
+GROUPS = {  # with the first and the last setting of each
+    "The data: options": ("--dataset", "--cache-limit-gb"),
+    "The networks: options": ("--bottleneck", "--dropout"),
+    "The training: options": ("--n-epochs", "--seed"),
+    "The machine: options": ("--device", "--num-workers"),
+    "What a run writes: options": ("--log-interval", "--keep-generators"),
+}
+
+
+def test_help_explains_every_setting_in_groups_by_purpose(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("COLUMNS", "80")  # in a wide window groups stand side by side
     result = script("train.py", "--help")
     assert result.returncode == 0
-    for field in fields(Config):
-        assert f"--{field.name.replace('_', '-')}" in result.stdout
+    flags = re.findall(r"^│ (--[a-z0-9-]+)", result.stdout, re.MULTILINE)
+    assert flags == ["--fresh", *(f"--{field.name.replace('_', '-')}" for field in fields(Config))]
+    beginning, *groups = re.split("╭─ (.+: options) ", result.stdout)
+    assert flags[:2] == re.findall("│ (--[a-z-]+)", beginning)
+    assert groups[::2] == list(GROUPS)
+    for text, (first, last) in zip(groups[1::2], GROUPS.values(), strict=True):
+        flags = re.findall(r"^│ (--[a-z0-9-]+)", text, re.MULTILINE)
+        assert (flags[0], flags[-1]) == (first, last)
+        assert re.search("─╮\n│ (Change|Set) these (to|for) ", text)  # when to touch the group
+    assert "Mirror half of the pairs, left to right" in result.stdout
+
+
+SWITCHES = [field.name for field in fields(Config) if field.type in (bool, bool | None)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("--{}", True),
+        ("--no-{}", False),
+        ("--{} True", True),
+        ("--{} False", False),
+        ("--{}=True", True),
+        ("--{}=False", False),
+        ("--no-{} --{}", True),
+    ],
+)
+def test_a_setting_of_two_states_needs_no_value(
+    typed: str, value: bool, monkeypatch: pytest.MonkeyPatch
+):
+    assert {"flip", "even_start", "refine", "keep_aspect", "cuda_graph"} <= set(SWITCHES)
+    for name in SWITCHES:
+        for flag in {name, name.replace("_", "-")}:
+            words = typed.replace("{}", flag).split()
+            monkeypatch.setattr("sys.argv", ["train.py", *words, "--name", "a"])
+            assert parse_command_line() == (Config(name="a", **{name: value}), False)
+
+
+def test_a_setting_of_two_states_is_the_recipes_where_nobody_typed_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(
+        "sys.argv", ["train.py", "--fresh", "--ignore=-1", "--mirror=a=b", "--name=--a"]
+    )
+    assert parse_command_line() == (Config(ignore=-1, mirror="a=b", name="--a"), True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("--flipp", "--flip, --no-flip"),
+        ("--no-flipp", "--flip, --no-flip"),
+        ("--no-dropout", "--dropout"),
+        ("--batchsize 4", "--batch-size"),
+        ("--datasets=photos/of/towns", "--dataset"),
+        ("--lambda-L1=10", "--lambda-l1"),
+    ],
+)
+def test_a_wrong_flag_is_answered_with_the_nearest(
+    typed: str,
+    nearest: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.setattr("sys.argv", ["train.py", *typed.split()])
+    with pytest.raises(SystemExit, match="2"):
+        parse_command_line()
+    assert re.search(f"Perhaps you meant:\\W+{nearest}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("typed", ["--no-flip=True", "--no-flip True", "--flip None"])
+def test_a_setting_of_two_states_has_no_other_value(
+    typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr("sys.argv", ["train.py", *typed.split()])
+    with pytest.raises(SystemExit, match="2"):
+        parse_command_line()
+    assert "type the flag alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -220,7 +309,7 @@ def test_every_preset_resolves():
     ("settings", "message"),
     [
         ({"batch_size": 6, "accumulate": 4}, "equal parts"),
-        ({"norm": "batch", "recompute": True}, "norm is batch"),
+        ({"norm": "batch", "recompute": True}, "norm batch needs the whole batch"),
     ],
 )
 def test_parts_that_would_be_another_batch_are_refused(settings: dict, message: str):

@@ -341,7 +341,7 @@ def test_palettes_and_numbers_of_classes_are_kept_apart(tmp_path: Path) -> None:
         assert read_header(path, Reading(labels=True)).kind.index == (
             "P" if "1" in path.name else "L"
         )
-    with pytest.raises(PictureError, match="not those of classes"):
+    with pytest.raises(PictureError, match="classes are whole numbers from 0 to 255"):
         read_picture(saved(tmp_path / "3.png", DEEP), labels=True)
     # What shows as white is 255, however a file stores it.
     path = saved(tmp_path / "4.tif", Image.fromarray(GREY > 99), tiffinfo={262: 0})

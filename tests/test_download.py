@@ -365,7 +365,7 @@ def test_a_file_in_the_way(server: Server, link: bool):
         Path("data/maps").symlink_to("gone")
     else:
         Path("data/maps").write_text("a file")
-    with pytest.raises(DownloadError, match="data/maps is in the way"):
+    with pytest.raises(DownloadError, match="data/maps exists but is not a folder"):
         fetch("maps", mirror=server.mirror)
     assert os.listdir("data") == ["maps"]
     assert not server.asked

@@ -453,7 +453,7 @@ def test_without_the_pairs_there_is_a_page_without_starts(
     runtime: None, capsys: pytest.CaptureFixture[str]
 ):
     export(checkpoint(dataset="elsewhere/pairs"), Path("page"))
-    assert "elsewhere/pairs is not here, so" in capsys.readouterr().out
+    assert "elsewhere/pairs was not found;" in capsys.readouterr().out
     assert '"starts": []' in Path("page/model.js").read_text()
 
 

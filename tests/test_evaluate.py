@@ -128,7 +128,7 @@ def test_what_was_trained_on_is_not_scored_as_validation(towns: Path, tmp_path: 
     assert Path("evaluation/flat_vs_flat_generator_001_val/index.html").is_file()
     names = {path.name for path in Path("evaluation/flat").glob("scores*.csv")}
     assert names == {"scores_val.csv", "scores_generator_001_val.csv"}
-    with pytest.raises(ValueError, match="both of a run called flat"):
+    with pytest.raises(ValueError, match="another checkpoint are of a run named flat"):
         score_checkpoints((two[0], two[0].with_name("latest.pt")))
     other = score_checkpoint(two[0], split="train")
     listed = [Path(f"evaluation/flat/scores_{s}.csv").read_text() for s in ("train", "val")]

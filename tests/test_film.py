@@ -365,7 +365,7 @@ def test_settings_that_cannot_be(monkeypatch: pytest.MonkeyPatch):
             run("generator.pt", source, "out.mp4", *more)
     heights = made("heights.pt", Sides(Side(), Side(1, "float32", 0.0, 9.0)))
     with pytest.raises(
-        ValueError, match="8 bits of grey or colour, and the outputs 1 channel of f"
+        ValueError, match="8 bits of grey or colour, but the outputs are 1 channel of f"
     ):
         run(heights, source, "out.mp4")
     monkeypatch.setitem(sys.modules, "av", None)

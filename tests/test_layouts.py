@@ -244,7 +244,7 @@ def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
 
 def test_one_pair_cannot_be_split(tmp_path: Path) -> None:
     place(tmp_path, "1.png")
-    with pytest.raises(ValueError, match="at least two are needed"):
+    with pytest.raises(ValueError, match="training and validation need one each"):
         find_pairs(tmp_path)
 
 
@@ -347,7 +347,7 @@ def test_folders_to_validate_on_are_not_trained_on(tmp_path: Path, folders: str)
     for folder in folders.split():
         for part in ("", "Val"):
             place(tmp_path / folder.format(part), "1.png", "2.png")
-    with pytest.raises(ValueError, match="2 of 4 to train on are there to validate on"):
+    with pytest.raises(ValueError, match="2 of 4 training pairs or shards are also for validation"):
         find_pairs(tmp_path)
 
 
@@ -510,7 +510,9 @@ def test_a_link_is_the_picture_that_it_leads_to(tmp_path: Path) -> None:
     place(tmp_path / "train", "1.png", "2.png", "3.png")
     (tmp_path / "val").mkdir()
     (tmp_path / "val/9.png").symlink_to("../train/2.png")
-    with pytest.raises(ValueError, match=r"1 of 3 to train on are .*train/2\.png"):
+    with pytest.raises(
+        ValueError, match=r"1 of 3 training pairs or shards are also .*train/2\.png"
+    ):
         find_pairs(tmp_path)
 
 

@@ -239,8 +239,8 @@ def fill_disk() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 5}, "batch_size 5"),
-        ({"norm": "batch"}, "norm is batch"),
+        ({"batch_size": 5}, "batch_size 5 cannot be shared evenly by 2 processes"),
+        ({"norm": "batch"}, "norm batch takes statistics"),
         ({"dataset": "nowhere"}, "nowhere does not exist"),
     ],
 )
@@ -252,7 +252,7 @@ def test_what_cannot_be_shared_is_refused_once(config: Config, settings: dict, m
 
 def test_other_pairs_are_refused(config: Config):
     assert run(config, 2, {1: see_other_pairs}) == [2, 2]
-    assert said(2).count("The processes of rank 1 see other pairs") == 1
+    assert said(2).count("The processes of rank 1 find other pairs") == 1
 
 
 def test_other_settings_are_refused(config: Config):

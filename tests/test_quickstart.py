@@ -15,7 +15,7 @@ def test_a_checkpoint_in_another_project(towns: Path, tmp_path: Path):
     train(Config(dataset=str(towns), name="small", **TINY | {"n_epochs": 1}))
     for name in ("utils", "config", "generator"):
         Path(f"{name}.py").write_text("raise RuntimeError('the other one')")
-    # As README says.
+    # As docs/using.md says.
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils import load_generator\n"
     code += "import torch; generator = load_generator('checkpoints/small/generator.pt')\n"
     code += "print(generator(torch.zeros(1, 3, 32, 32)).shape)"

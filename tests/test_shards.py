@@ -241,10 +241,10 @@ def test_a_shard_that_is_exchanged_during_a_run_is_named(sharded: Path):
         (["1.a.png", "1.b.png", "2.a.png"], r"only in .*s\.tar: 2\.a\.png"),
         (
             ["train/1.png", "val/2.png"],
-            r"1 of 2 to train on are there to validate on: .*s\.tar/val/2",
+            r"1 of 2 training pairs or shards are also for validation: .*s\.tar/val/2",
         ),
         (["1.txt"], r"s\.tar and the shards beside it hold no pairs"),
-        (["1.png"], "one pair only"),
+        (["1.png"], "only one pair"),
     ],
 )
 def test_names_that_make_no_pairs_are_explained(names: list[str], message: str):
@@ -262,10 +262,22 @@ def test_shards_that_cannot_go_together_are_refused(sharded: Path):
     Path("apart/link.tar").symlink_to("train-0.tar")
     for dataset, changes, message in (
         ("mixed/train-*.tar", {}, r"both halves in .*-1\.tar, and each has its own in .*-0\.tar"),
-        ("apart/train-0.tar", {}, "do not lie alike"),
-        ("apart/[tv]*.tar", {}, r"1 of 2 to train on are there to validate on: .*val-0\.tar"),
-        ("mixed/train-*.tar", {"val_dir": "mixed/train-1.tar"}, "1 of 2 to train on are .*-1.tar"),
-        ("apart/train-0.tar", {"val_dir": "apart/link.tar"}, "1 of 1 to train on are .*-0.tar"),
+        ("apart/train-0.tar", {}, "have different layouts"),
+        (
+            "apart/[tv]*.tar",
+            {},
+            r"1 of 2 training pairs or shards are also for validation: .*val-0\.tar",
+        ),
+        (
+            "mixed/train-*.tar",
+            {"val_dir": "mixed/train-1.tar"},
+            "1 of 2 training pairs or shards are also .*-1.tar",
+        ),
+        (
+            "apart/train-0.tar",
+            {"val_dir": "apart/link.tar"},
+            "1 of 1 training pairs or shards are also .*-0.tar",
+        ),
         ("apart/train-0.tar", {"train_dir": "elsewhere"}, "leave train_dir"),
         ("apart/train-0.tar", {"val_dir": "apart"}, "apart names no shards"),
     ):
@@ -403,9 +415,9 @@ def test_patterns_name_shards():
         split_of(settings("d"))
     for pattern, message in (
         ("d/t-{08..10}.tar.gz", "compressed"),
-        ("d/t-{0..99999999999}.tar", "numbers more than 1000000 shards"),
-        ("https://x.org/t-{08..10}.tar", "is an address, and shards are local files"),
-        ("s3://x/t.tar", "is an address, and shards are local files"),
+        ("d/t-{0..99999999999}.tar", "stands for more than 1000000 shards"),
+        ("https://x.org/t-{08..10}.tar", "is an address, but shards must be local files"),
+        ("s3://x/t.tar", "is an address, but shards must be local files"),
     ):
         with pytest.raises(ValueError, match=message):
             split_of(settings(pattern))

@@ -236,7 +236,10 @@ def test_classes_come_out_by_their_numbers():
     assert set(np.unique(pixels(output))) <= {3, 7, 200}
     given = load_generator(made(sides=Sides(sides.target, Side()), labels="input"))
     translate(given, np.full((64, 96), 200))
-    with pytest.raises(ValueError, match=r"100\.0% of it is of no class .* \(class 3, class 7"):
+    with pytest.raises(
+        ValueError,
+        match=r"100\.0% of its pixels have a colour that is no class .* \(class 3, class 7",
+    ):
         translate(given, np.full((64, 96), 4))
     sides = Sides(Side(), replace(sides.target, index="L"))
     output = translate(load_generator(made(sides=sides, labels="target")), Image.fromarray(NOISE))

@@ -27,7 +27,7 @@ FIRST_COLUMNS = ("epoch", "step", "seconds", "pictures_per_second", "lr")
 SCORES = ("l1", "psnr", "ssim", "sharpness", "accuracy", "miou", "mae", "rmse")
 # Which values of a score are better, and what it says; a longer name follows its beginning.
 MEANINGS = {
-    "l1": ("less", "mean difference of a pixel from its target, on a scale of 2; prefers blur"),
+    "l1": ("less", "mean difference from the target, on a scale of 2 (-1 to 1); prefers blur"),
     "psnr": ("more", "peak signal to noise ratio in dB; prefers blur as well"),
     "ssim": ("more", "likeness of local structure, 1 at most; prefers blur as well"),
     "sharpness": ("one", "gradient energy over that of the targets: 1 is as sharp as real"),

@@ -169,7 +169,7 @@ def test_a_named_training_folder_alone_is_split(tmp_path: Path) -> None:
 
 def test_named_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     place(tmp_path / "learn", "1.png", "2.png")
-    with pytest.raises(ValueError, match=r"2 of 2 to train on .*/1\.png, .*/2\.png\."):
+    with pytest.raises(ValueError, match=r"2 of 2 training pairs .*/1\.png, .*/2\.png\."):
         find_pairs(tmp_path, train_dir="learn", val_dir="../" + tmp_path.name + "/learn")
     with pytest.raises(FileNotFoundError, match=r"val_dir .*did you mean .*learn"):
         find_pairs(tmp_path, train_dir="learn", val_dir="lern")

@@ -278,7 +278,7 @@ def test_shards_that_cannot_go_together_are_refused(sharded: Path):
             {"val_dir": "apart/link.tar"},
             "1 of 1 training pairs or shards are also .*-0.tar",
         ),
-        ("apart/train-0.tar", {"train_dir": "elsewhere"}, "leave train_dir"),
+        ("apart/train-0.tar", {"train_dir": "elsewhere"}, "consists of shards, so train_dir"),
         ("apart/train-0.tar", {"val_dir": "apart"}, "apart names no shards"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -234,6 +234,6 @@ def test_foreign_safetensors():
     torch.save(unet(5, 2, "batch").state_dict(), "latest_net_G.pth")
     with pytest.raises(ValueError, match="authors' port have no settings"):
         export.export("latest_net_G.pth", "a.safetensors")
-    with pytest.raises(ValueError, match="leave out fp16"):
+    with pytest.raises(ValueError, match="leave out --precision fp16"):
         export.export(checkpoint(), "a.safetensors", "fp16")
     assert not Path("a.safetensors").exists()

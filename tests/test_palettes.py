@@ -96,7 +96,7 @@ def test_a_number_may_be_ignored(tmp_path: Path, dtype: str, ignore: int):
     )
     assert share_unknown(read, palette) == 0
     if ignore < 0:
-        with pytest.raises(PictureError, match=r"-1 to 9, are not .*the one that ignore names"):
+        with pytest.raises(PictureError, match=r"-1 to 9; .*the one that ignore names"):
             read_picture(tmp_path / "1.tif", Reading(labels=True))
 
 

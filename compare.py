@@ -16,6 +16,7 @@ from scoring.tables import Table, drawn_again, over_targets, read_scores
 from web.results import Shown, render, write_results_page
 
 RESAMPLES = 10_000
+FEWEST = 5  # pictures, of which chance could be told apart
 Strips = list[list[Image.Image]]  # of each picture the input, the output and the target
 
 
@@ -46,9 +47,10 @@ def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def print_differences(first: Table, other: Table) -> None:
-    """Print what ``differences`` finds."""
+    """Print what ``differences`` finds; of FEWEST pictures or more also what is beyond chance."""
+    enough = len(next(iter(first.values()))) >= FEWEST
     for score, (one, two, low, high) in differences(first, other).items():
-        sure = "*" if low > 0 or high < 0 else " "
+        sure = "*" if enough and (low > 0 or high < 0) else " "
         change = f"{two - one:+.4g}  [{low:+.4g}, {high:+.4g}]"
         print(f"  {score:32} {one:10.4g} -> {two:10.4g}  {sure} {change}")
 
@@ -134,7 +136,8 @@ def compare(
     page = write_results_page(shown)
     (_, first), *others = (read_scores(folder / f"scores_{scores}.csv") for folder in folders)
     for run, (names, table) in zip(shown[1:], others, strict=True):
-        print(f"{run.name} against {shown[0].name} on {len(names)} pictures (*: beyond chance)")
+        star = "*: beyond chance" if len(names) >= FEWEST else "too few to tell chance apart"
+        print(f"{run.name} against {shown[0].name} on {len(names)} pictures ({star})")
         print_differences(first, table)
     strips = read_strips({run.name: run.pictures for run in shown}, pictures)
     with whole_file(page.with_name("contact_sheet.png")) as draft:

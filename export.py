@@ -112,7 +112,8 @@ def export_graph(checkpoint: Path, output: Path, precision: Precision | None = N
             )
         else:
             size = publish(graph, output)
-    print(f"{output}: {size:.1f} MB, {difference}")
+    what = f"{size:.1f} MB and the runtime" if is_page else f"{size:.1f} MB"
+    print(f"{output}: {what}, {difference}")
 
 
 def write_safetensors(translator: Translator, output: Path) -> float:

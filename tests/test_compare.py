@@ -118,3 +118,11 @@ def test_what_cannot_be_compared(
         run_script(main)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_picture_proves_nothing(capsys: pytest.CaptureFixture[str]):
+    scored("a", np.array([0.4]))
+    scored("b", np.array([0.1]))
+    compare(("a", "b"))
+    said = capsys.readouterr().out
+    assert "on 1 pictures (too few to tell chance apart)" in said and "*" not in said

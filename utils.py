@@ -23,6 +23,8 @@ from machine.devices import pick_device
 from pictures.sides import Side, Sides
 from recipes import resolve
 
+# What a file that lacks a setting was made without, whatever the recipe says now.
+LACKING = {"refine": False, "lambda_projected": 0.0}
 MAX_SIDE = 65535  # pixels, of the pictures of a training
 FACTS, CHECKSUM = "pix2pix", "crc32"  # in the metadata of a safetensors file of this project
 
@@ -63,6 +65,7 @@ class Facts:
             names = ", ".join(sorted(map(str, unknown)))
             raise ValueError(f"it is of another version of this project, with settings {names}")
         typed = {n: v for n, v in content["config"].items() if n not in OF_THE_MACHINE}
+        typed = LACKING | typed
         size = content.get("picture_size")
         if size is not None:
             height, width = size

@@ -587,24 +587,49 @@ def benchmark(
             None: as the data set has it.
         report: File for all the numbers, as JSON.
     """
-    if to:
-        falling = None if n_epochs is None else n_epochs // 2
-        lasting = None if n_epochs is None else n_epochs - falling
-        epochs = {"n_epochs": lasting, "n_epochs_decay": falling}
-        config = Config(dataset=dataset, device=device, crop_size=crop_size, **epochs)
-        rows = measure_learning(config, *to)
-        show(f"Seconds of training to {' '.join(map(str, to))}", rows)
-        print(f"\nThe curves: {Path('evaluation', 'benchmark', to[0])}.png and .csv")
-        return
-    crop_size = crop_size or 256
-    if recipes:
-        title = f"By recipe at {crop_size} px, batch 1, ms a step (median, quartiles)"
-        show(title, measure_lessons(crop_size, device, seconds))
-        return
-    config = Config(recipe="paper", dataset="benchmark", crop_size=crop_size, device=device)
+    shown = crop_size or 256
+    config = Config(recipe="paper", dataset="benchmark", crop_size=shown, device=device)
     config, _ = resolve(config)
+    refuse_early(config, batch_sizes, processes, report)
+    content: Row = {"crop_size": shown, "machine": hardware(pick_device(device))}
+    print(*(f"{name}: {value}" for name, value in content["machine"].items()), sep="\n")
+    if to:
+        epochs = epochs_of(n_epochs)
+        typed = Config(dataset=dataset, device=device, crop_size=crop_size, **epochs)
+        content["learning"] = measure_learning(typed, *to)
+        show(f"Seconds of training to {' '.join(map(str, to))}", content["learning"])
+        print(f"\nThe curves: {Path('evaluation', 'benchmark', to[0])}.png and .csv")
+    elif recipes:
+        content["recipes"] = measure_lessons(shown, device, seconds)
+        show(f"By recipe at {shown} px, batch 1, ms a step (median, quartiles)", content["recipes"])
+    else:
+        if check:
+            content |= check_training(config)
+        measure = partial(measure_steps, config, modes)
+        if processes > 1:
+            measure = partial(measure_sharing, config, processes)
+        content["steps"] = [row for n in batch_sizes for row in measure(n, seconds)]
+        show(f"Training at {shown} px, ms a step (median, quartiles)", content["steps"])
+        if not check and processes == 1:
+            content["loading"] = measure_loading(config, seconds)
+            show("Reading pairs", content["loading"])
+            content["translating"] = measure_translating(config, seconds)
+            show(f"Translating at {shown} px, ms a batch", content["translating"])
+    if report:
+        with whole_file(report) as draft:
+            draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_early(
+    config: Config, batch_sizes: Sequence[int], processes: int, report: Path | None
+) -> None:
+    """Say before all the work what is wrong with the request.
+
+    Raises:
+        ValueError, OSError: A batch size, or the file of the report, cannot be.
+    """
     for batch_size in batch_sizes:
-        replace(config, batch_size=batch_size)  # says what is wrong with it before all the work
+        replace(config, batch_size=batch_size)
         if batch_size % processes:
             raise ValueError(
                 f"{processes} processes cannot share {batch_size} pictures evenly; give multiples "
@@ -614,28 +639,24 @@ def benchmark(
         make_folder(report.absolute().parent)
         if report.is_dir():
             raise IsADirectoryError(f"{report} is a folder; name a file in it.")
-    content: Row = {"crop_size": crop_size, "machine": hardware(pick_device(device))}
-    print(*(f"{name}: {value}" for name, value in content["machine"].items()), sep="\n")
-    if check:
-        narrow = {"ngf": 32, "ndf": 32}  # for small checkpoints, which take most of the time
-        short = Config(crop_size=crop_size, device=device, n_epochs=2, n_epochs_decay=0, **narrow)
-        content["ways"] = compare_ways(short)
-        show(f"Training {STEPS} steps", content["ways"])
-        content["waits"] = waits_in_a_step(config)
-        print(f"\nWaits for the card within a step: {content['waits']}")
-    measure = partial(measure_steps, config, modes)
-    if processes > 1:
-        measure = partial(measure_sharing, config, processes)
-    content["steps"] = [row for n in batch_sizes for row in measure(n, seconds)]
-    show(f"Training at {crop_size} px, ms a step (median, quartiles)", content["steps"])
-    if not check and processes == 1:
-        content["loading"] = measure_loading(config, seconds)
-        show("Reading pairs", content["loading"])
-        content["translating"] = measure_translating(config, seconds)
-        show(f"Translating at {crop_size} px, ms a batch", content["translating"])
-    if report:
-        with whole_file(report) as draft:
-            draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def epochs_of(n_epochs: int | None) -> dict[str, int]:
+    """Return the settings of so many epochs, in the second half of which the rate falls."""
+    if n_epochs is None:
+        return {}
+    return {"n_epochs": n_epochs - n_epochs // 2, "n_epochs_decay": n_epochs // 2}
+
+
+def check_training(config: Config) -> Row:
+    """Check that training works on the device of ``config``; show and return what was found."""
+    narrow = {"ngf": 32, "ndf": 32}  # for small checkpoints, which take most of the time
+    size = {"crop_size": config.crop_size, "device": config.device}
+    ways = compare_ways(Config(**size, n_epochs=2, n_epochs_decay=0, **narrow))
+    show(f"Training {STEPS} steps", ways)
+    waits = waits_in_a_step(config)
+    print(f"\nWaits for the card within a step: {waits}")
+    return {"ways": ways, "waits": waits}
 
 
 def main() -> None:

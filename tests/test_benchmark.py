@@ -322,7 +322,8 @@ def test_a_step_of_each_recipe_is_timed(
         return {name: {"ms": 1.5} for name in trials}
 
     monkeypatch.setattr("benchmark.take_turns", timed)
-    benchmark(recipes=True, crop_size=64, device="cpu")
+    benchmark(recipes=True, crop_size=64, device="cpu", report=Path("recipes.json"))
+    assert len(json.loads(Path("recipes.json").read_text())["recipes"]) == 5
     assert capsys.readouterr().out.count("1.50") == len(configs) == 5
     asked = {name for name, config in configs.items() if config.asks_photo_network}
     learned = {name for name, config in configs.items() if config.is_label("target")}

@@ -71,6 +71,7 @@ Act = Callable[[], object]  # what is timed: calling it does it once
 Prepare = Callable[[Config], Act]
 NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 ROUNDS = 5  # turns that each trial gets
+WORKERS = (0, 1, 2)  # processes that load pictures
 AHEAD = 20  # how often it is done before an accelerator is waited for, as in a run
 # Of each way to train the runs that make it up, by what is changed for them.
 FULL = {"precision": "fp32"}
@@ -368,7 +369,7 @@ def measure_loading(config: Config, seconds: float) -> list[Row]:
         for source, limit_gb in (("files", 0.0), ("cache", 1.0)):
             config = replace(config, cache_limit_gb=limit_gb)
             pairs = open_pairs(config, split_of(config).train, augment=True)
-            for workers in (0, 1, 2):
+            for workers in WORKERS:
                 speed = loader_speed(pairs, replace(config, num_workers=workers), seconds)
                 rows.append({"source": source, "workers": workers, "pictures_per_second": speed})
     return rows

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
 
 ROOT = Path(__file__).resolve().parent.parent
+# Tests run side by side, one on each core: more threads, here or in what they start, would only
+# wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 CPU = Machine(torch.device("cpu"), torch.float32)
 PHOTOS = {"lambda_perceptual": 10.0, "lambda_projected": 1.0, "labels": "none"}
 # A network small enough for a test: the smallest crop, a few channels.
@@ -103,6 +106,5 @@ def script(*arguments: str, **options: object) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         **options,
     )

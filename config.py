@@ -129,9 +129,9 @@ class Config:
     # --- The networks ---
     # Change these for a smaller, larger or other generator and discriminator.
     bottleneck: Literal[1, 2, 4, 8] | None = None
-    """Side of the U-Net's innermost map: 1 (the paper), or 4 (smaller and faster)."""
-    even_start: bool | None = None
-    """Begin with transposed kernels that paint even areas, against a grid of 2 px."""
+    """Side of the U-Net's innermost map: 1 (the paper), or 8 (smaller, faster, fewer specks)."""
+    even_kernels: bool | None = None
+    """Keep transposed kernels from painting a grid of 2 px on even ground."""
     refine: bool | None = None
     """Add two convolutions at full size after the U-Net, which see the input: no grid of 2 px."""
     ngf: Count = 64

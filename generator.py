@@ -38,18 +38,25 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def even_out(network: nn.Module) -> None:
-    """Draw 4x4 transposed kernels anew, so that at first they paint even areas.
-
-    A transposed convolution of stride 2 makes even and odd pixels with different parts of its
-    kernel. Drawn apart, these paint a grid of 2 px, which training has to unlearn. So one 2x2 part
-    is drawn and used for all four.
-    """
+# --- Even kernels, which came later ---
+# A transposed convolution of stride 2 makes even and odd pixels with different parts of its 4x4
+# kernel, 2x2 weights each. On even ground a pixel gets the sum of its part. Where these sums differ
+# one sees a grid of 2 px.
+@torch.no_grad()
+def begin_evenly(network: nn.Module) -> None:
+    """Draw transposed kernels anew: one part each, which is used for all four."""
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose2d):
             part = torch.empty(*module.weight.shape[:2], 2, 2).normal_(0.0, 0.02)
-            with torch.no_grad():
-                module.weight.copy_(part.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+            module.weight.copy_(part.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+@torch.no_grad()
+def even_out(kernel: Tensor) -> None:
+    """Move the four parts of a kernel, (c_in, c_out, 4, 4), to equal sums, in place."""
+    parts = kernel.unflatten(2, (2, 2)).unflatten(4, (2, 2))  # rows and columns: weight, pixel
+    means = parts.mean(dim=(2, 4), keepdim=True)
+    parts -= means - means.mean(dim=(3, 5), keepdim=True)
 
 
 class Down(nn.Sequential):
@@ -113,7 +120,7 @@ class Generator(nn.Module):
             the statistics of the batch at hand (the paper), batch_running those of the training.
         dropout: When dropout of 0.5 is active in the first three decoder blocks, the paper's only
             noise z: "none", "training", or "always", which is after ``eval()`` too (the paper).
-        even_start: Whether to begin with ``even_out``.
+        even_kernels: Whether to ``begin_evenly``; training then calls ``keep_even``.
         refine: Whether the outermost block gives ngf / 4 maps (8 or more), from which
             ``refinement`` makes the output.
         tanh: Whether outputs are pictures in [-1, 1]; if not, they are scores of any size.
@@ -131,7 +138,7 @@ class Generator(nn.Module):
         ngf: int = 64,
         norm: str = "instance",
         dropout: str = "training",
-        even_start: bool = False,
+        even_kernels: bool = False,
         refine: bool = False,
         tanh: bool = True,
         recompute: bool = False,
@@ -163,9 +170,14 @@ class Generator(nn.Module):
         self.decoder.append(Up(channels, width, norm="none"))
 
         initialise(self)
-        if even_start:
-            even_out(self.decoder)
+        if even_kernels:
+            begin_evenly(self.decoder)
         self.refinement = refinement(input_nc, width, output_nc) if refine else None
+
+    def keep_even(self) -> None:
+        """Even out the kernels of the three outermost decoder blocks, whose grid one would see."""
+        for up in self.decoder[-3:]:
+            even_out(up[1].weight)
 
     def train(self, mode: bool = True) -> "Generator":
         """Switch to training, or (``eval()``) to the behaviour at test that its settings say."""

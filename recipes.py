@@ -28,7 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "bottleneck": 1,
         "dropout": "training",
-        "even_start": False,
+        "even_kernels": False,
         "refine": False,
         "labels": "none",
         "lr": 2e-4,
@@ -39,9 +39,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema_decay": 0.0,
     },
     "modern": {
-        "bottleneck": 4,
+        "bottleneck": 8,
         "dropout": "none",
-        "even_start": True,
+        "even_kernels": True,
         "refine": True,
         "labels": "target",  # where their colours are known
         "lr": 6e-4,

@@ -99,6 +99,8 @@ def train_step(
         teach_discriminator(state, parts, config, machine)
     teach_generator(state, parts, config, machine)
     state.scaler.update()
+    if config.even_kernels:
+        state.generator.keep_even()
     # The report sums them over an epoch; in half precision a long sum stops growing.
     return {
         name: sum(part.losses[name].detach().float() for part in parts) / len(parts)

@@ -24,7 +24,8 @@ from pictures.sides import Side, Sides
 from recipes import resolve
 
 # What a file that lacks a setting was made without, whatever the recipe says now.
-LACKING = {"refine": False, "lambda_projected": 0.0}
+LACKING = {"refine": False, "even_kernels": False, "lambda_projected": 0.0}
+GONE = {"even_start"}  # settings of older files that say nothing of the generator in them
 MAX_SIDE = 65535  # pixels, of the pictures of a training
 FACTS, CHECKSUM = "pix2pix", "crc32"  # in the metadata of a safetensors file of this project
 
@@ -60,12 +61,12 @@ class Facts:
         Raises:
             ValueError, TypeError, KeyError: They are not as ``as_saved`` makes them.
         """
-        unknown = content["config"].keys() - {field.name for field in fields(Config)}
+        saved = {n: v for n, v in content["config"].items() if n not in GONE}
+        unknown = saved.keys() - {field.name for field in fields(Config)}
         if unknown:
             names = ", ".join(sorted(map(str, unknown)))
             raise ValueError(f"it is of another version of this project, with settings {names}")
-        typed = {n: v for n, v in content["config"].items() if n not in OF_THE_MACHINE}
-        typed = LACKING | typed
+        typed = LACKING | {n: v for n, v in saved.items() if n not in OF_THE_MACHINE}
         size = content.get("picture_size")
         if size is not None:
             height, width = size
@@ -151,7 +152,7 @@ def build_generator(config: Config, sides: Sides) -> Generator:
         ngf=config.ngf,
         norm=config.norm,
         dropout=config.dropout,
-        even_start=config.even_start,
+        even_kernels=config.even_kernels,
         refine=config.refine,
         tanh=not config.is_label("target"),
         recompute=config.recompute,

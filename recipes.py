@@ -158,8 +158,9 @@ def _learn_classes(
 
 def _know_photos(config: Config, values: dict[str, Any], origin: dict[str, str]) -> None:
     """Leave out what the recipe asks of a network that knows photos, where that cannot work."""
-    lacking = filter(None, map(_lacking, PHOTO_PACKAGES))
-    why = "off: gan_mode is none" if config.gan_mode == "none" else next(lacking, "")
+    why = next(filter(None, map(_lacking, PHOTO_PACKAGES)), "")
+    if config.gan_mode == "none":
+        why = "off: gan_mode is none"
     if not why:
         return
     for name in ("lambda_perceptual", "lambda_projected"):
@@ -170,7 +171,7 @@ def _know_photos(config: Config, values: dict[str, Any], origin: dict[str, str])
 def _lacking(package: str) -> str:
     """Say what is missing of one of the PHOTO_PACKAGES, or nothing."""
     spec = find_spec(package)
-    if spec is None:
+    if spec is None or spec.origin is None:
         return f"off: {package} is not installed (pip install -r requirements.txt)"
     if not any(Path(spec.origin).parent.glob(PHOTO_PACKAGES[package])):
         return f"off: {package} has lost its file (pip install --force-reinstall {package})"

@@ -129,7 +129,7 @@ class Config:
     # --- The networks ---
     # Change these for a smaller, larger or other generator and discriminator.
     bottleneck: Literal[1, 2, 4, 8] | None = None
-    """Side of the U-Net's innermost map: 1 (the paper), or 8 (smaller, faster, fewer specks)."""
+    """Side of the U-Net's innermost map: 1 (the paper), or 8 (smaller and faster)."""
     even_kernels: bool | None = None
     """Keep the outermost transposed kernel from painting a grid of 2 px on even ground."""
     refine: bool | None = None

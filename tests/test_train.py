@@ -67,8 +67,8 @@ def test_the_last_epoch_still_learns():
 
 
 def test_overfits_four_pairs(towns: Path):
-    settings = TINY | {"load_size": 32, "ngf": 16, "ndf": 8, "flip": False, "lr": 1e-3}
-    settings["lambda_l1"] = 100.0
+    learning = {"flip": False, "lr": 1e-3, "lambda_l1": 100.0}
+    settings = TINY | {"load_size": 32, "ngf": 16, "ndf": 8} | learning
     config, _ = resolve(Config(dataset=str(towns), **settings))
     state, pairs = new_state(config, known_sides(config), CPU), open_data(config, CPU).train
     x, y = normalise(pairs.__getitems__([(0, index) for index in range(4)]), Sides())
